@@ -1,0 +1,25 @@
+"""The command: python ray_app/main.py --num-workers 4. Reads the flags, launches the run, exits with its outcome.
+
+Exit codes: 0 the run is finished; 1 training failed; 2 the input cannot be used; 130 after Ctrl-C; 143 after SIGTERM.
+"""
+
+import sys
+
+from vgg_ddp.config import PROGRAM, TrainConfig
+from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error
+
+
+def main() -> int:
+    arguments = sys.argv[1:]
+    try:
+        config = parse_flags(TrainConfig, arguments, PROGRAM)
+        # Imported here, so that --help and a wrong flag answer at once.
+        from vgg_ddp.launch import launch
+
+        return launch(config, arguments)
+    except UsageError as error:
+        quit_with_usage_error(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""From decoded images to the batches of one worker: global order, each rank's slice, augmentation on the device.
+
+Order and augmentation are drawn for the whole training set from (seed, epoch), so they do not depend on the number of
+workers.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """What happens to each training image in one epoch.
+
+    Attributes:
+        order: image indices in the order of training, int64 (N,).
+        flip: whether image i is mirrored, bool (N,).
+        shift: by how many pixels image i is moved down and right, int64 (N, 2).
+    """
+
+    order: Tensor
+    flip: Tensor
+    shift: Tensor
+
+    def to(self, device: torch.device) -> "EpochPlan":
+        return EpochPlan(self.order.to(device), self.flip.to(device), self.shift.to(device))
+
+
+def plan_epoch(num_images: int, seed: int, epoch: int, max_shift: int) -> EpochPlan:
+    """Draw the order and the augmentation of an epoch. With max_shift 0, images are neither moved nor mirrored."""
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(num_images)
+    flip = generator.random(num_images) < (0.5 if max_shift else 0.0)
+    shift = generator.integers(-max_shift, max_shift, size=(num_images, 2), endpoint=True)
+    return EpochPlan(torch.from_numpy(order), torch.from_numpy(flip), torch.from_numpy(shift))
+
+
+def rank_range(count: int, rank: int, world_size: int) -> range:
+    """The part of `count` items that belongs to a rank: every item to exactly one, sizes differing by at most one."""
+    return range(count * rank // world_size, count * (rank + 1) // world_size)
+
+
+def augment(images: Tensor, index: Tensor, plan: EpochPlan) -> Tensor:
+    """Pick images by index, move and mirror them as planned; pixels moved in from outside are reflected.
+
+    Images are uint8 (N, H, W, 3), the index is int64 (B,), the result uint8 (B, H, W, 3).
+    """
+    height, width = images.shape[1:3]
+    shift = plan.shift[index]
+    rows = _reflect(torch.arange(height, device=images.device) + shift[:, :1], height)
+    columns = torch.arange(width, device=images.device).expand(len(index), width)
+    columns = torch.where(plan.flip[index, None], width - 1 - columns, columns)
+    columns = _reflect(columns + shift[:, 1:], width)
+    return images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _reflect(position: Tensor, size: int) -> Tensor:
+    """Mirror positions outside 0..size-1 back inside, the border pixel not doubled (as torch's reflection padding)."""
+    last = size - 1
+    return last - (last - position.abs()).abs()
+
+
+def normalize(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scale uint8 images (N, H, W, 3) by the channels' mean and standard deviation (3,), both in units of 0..255.
+
+    Returns:
+        (N, 3, H, W) of `dtype` in channels_last memory format.
+
+    Raises:
+        TypeError: if images are not uint8.
+    """
+    if images.dtype != torch.uint8:
+        raise TypeError(f"expected uint8 images, got {images.dtype}")
+    return ((images.float() - mean) / std).to(dtype).permute(0, 3, 1, 2)

@@ -1,0 +1,110 @@
+"""All the state that a resume needs: written with its digest, verified when it is read.
+
+A checkpoint is a folder `checkpoint_<step>_<id>` of the run folder. `state.pt` holds the state; `manifest.json`,
+written last, holds its size and SHA-256 digest. A folder without a manifest was cut short.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import re
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from vgg_ddp.storage import Folder
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.pt"
+MANIFEST_FILE = "manifest.json"
+KEEP = 2
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class DamagedCheckpointError(Exception):
+    """A checkpoint that was cut short or changed after it was written."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.name} is damaged ({self.reason})"
+
+
+def new_name(step: int) -> str:
+    """Name of a new checkpoint after `step` optimizer steps, unlike any other."""
+    return f"checkpoint_{step:08d}_{uuid.uuid4().hex[:6]}"
+
+
+def copy_to_host(state: State) -> State:
+    """Copy all tensors to new host memory, so that training can go on while they are written. A device sync."""
+    return {name: _copy(value) for name, value in state.items()}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: _copy(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    return value
+
+
+def write(run: Folder, name: str, state: State) -> None:
+    """Write a checkpoint, then delete all but the newest ones.
+
+    Raises:
+        OSError: if the storage cannot be written; older checkpoints are left as they are.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getbuffer()
+    digest = hashlib.sha256(content).hexdigest()
+    manifest = {"step": state["step"], "size_bytes": len(content), "sha256": digest}
+    run.filesystem.create_dir((run / name).path)
+    (run / name).write(STATE_FILE, content)
+    (run / name).write(MANIFEST_FILE, json.dumps(manifest).encode())
+    for old in list_names(run)[KEEP:]:
+        run.delete(old)
+
+
+def list_names(run: Folder) -> list[str]:
+    """Names of the run's checkpoints, damaged ones included, the newest first."""
+    return [name for name in reversed(run.names()) if re.fullmatch(r"checkpoint_\d{8}_[0-9a-f]{6}", name)]
+
+
+def read(run: Folder, name: str) -> State:
+    """Read a checkpoint, its tensors on the CPU.
+
+    Raises:
+        DamagedCheckpointError: if it was cut short or changed.
+        OSError: if the storage cannot be read.
+    """
+    try:
+        manifest = json.loads((run / name).read(MANIFEST_FILE))
+        content = (run / name).read(STATE_FILE)
+    except (FileNotFoundError, ValueError) as error:
+        raise DamagedCheckpointError(name, "incomplete") from error
+    if len(content) != manifest.get("size_bytes"):
+        raise DamagedCheckpointError(name, f"{len(content)} bytes instead of {manifest.get('size_bytes')}")
+    if hashlib.sha256(content).hexdigest() != manifest.get("sha256"):
+        raise DamagedCheckpointError(name, "its SHA-256 digest does not match")
+    state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
+
+
+def read_newest(run: Folder) -> tuple[str, State] | None:
+    """Name and state of the newest checkpoint that is whole; damaged newer ones are reported and deleted."""
+    for name in list_names(run):
+        try:
+            return name, read(run, name)
+        except DamagedCheckpointError as error:
+            logger.warning("%s: using the one before it.", error)
+            run.delete(name)
+    return None

@@ -1,0 +1,125 @@
+"""Every setting of a run: its default, its help text and its checks. `main.py` turns the fields into flags."""
+
+import dataclasses
+import re
+from typing import Literal, Self
+
+from vgg_ddp.flags import UsageError, flag
+
+PROGRAM = "python ray_app/main.py"
+
+# What decides the numbers that a run computes: a resumed run must not change them.
+TRAJECTORY_FIELDS = (
+    "data",
+    "image_size",
+    "batch_size",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "label_smoothing",
+    "augment_shift",
+    "seed",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Train VGG11 on CIFAR-10, or on your own images, with PyTorch DDP under Ray Train."""
+
+    num_workers: int = 4
+    """DDP workers, one GPU each where there are enough. 0: no Ray cluster, this process (or torchrun's) trains."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: GPUs where there is one for every worker, else the CPU."""
+    address: str | None = None
+    """Ray cluster to join: HOST:PORT or auto. Unset: $RAY_ADDRESS, else a cluster of its own on this machine."""
+
+    epochs: int = 15
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per optimizer step over all workers together (the global batch)."""
+    lr: float = 0.1
+    """Peak learning rate, reached after a warm-up of a fifth of the run; then it falls linearly to 0."""
+    momentum: float = 0.9
+    """Nesterov momentum of SGD."""
+    weight_decay: float = 5e-4
+    """Weight decay of convolution and linear weights (none on biases and batch normalisation)."""
+    label_smoothing: float = 0.1
+    """Label smoothing of the training loss."""
+    augment_shift: int = 2
+    """Random shift of training images in pixels; they are also mirrored at random. 0: neither."""
+    seed: int = 0
+    """Seed of the weights, of the order of images and of the augmentation."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast where the processor or GPU computes in it, else fp32."""
+    compile: bool = False
+    """Compile the model with torch.compile (pays off on GPUs)."""
+
+    data: str = "auto"
+    """auto: CIFAR-10 from --data-dir or the network, else the bundled sample. Or cifar10, sample, or a folder or
+    URI (s3://...) with train*.parquet and test*.parquet (columns img or image, and label)."""
+    data_dir: str = "data"
+    """Folder where CIFAR-10 is looked for and downloaded to."""
+    image_size: int = 32
+    """Images are resized to this many pixels in height and width."""
+
+    storage_path: str = "runs"
+    """Folder or URI (s3://...) that holds the run folders. Several machines need one that all of them share."""
+    run_name: str | None = None
+    """Name of the run folder. The name of an unfinished run resumes it. Unset: made from the time."""
+    resume: str | None = None
+    """Name of the run to go on with. Its settings are used again, with those given here instead."""
+    checkpoint_every_seconds: float = 300.0
+    """Longest time between two checkpoints; one is also saved at the ends of epochs."""
+    max_failures: int = 3
+    """Times that the run is restarted from its newest checkpoint after workers fail."""
+
+    def __post_init__(self) -> None:
+        """Check every value that can be checked without looking at the machine.
+
+        Raises:
+            UsageError: naming the flag, what was given and what was expected.
+        """
+        for name in ("epochs", "batch_size"):
+            self._expect(name, getattr(self, name) >= 1, "a positive number")
+        for name in ("num_workers", "weight_decay", "augment_shift", "max_failures", "seed"):
+            self._expect(name, getattr(self, name) >= 0, "zero or a positive number")
+        # Comparisons with nan are false, so these also refuse nan.
+        self._expect("lr", 0 < self.lr < float("inf"), "a positive number")
+        self._expect("checkpoint_every_seconds", self.checkpoint_every_seconds > 0, "a positive number of seconds")
+        self._expect("momentum", 0 <= self.momentum < 1, "a number from 0 up to, but not including, 1")
+        self._expect("label_smoothing", 0 <= self.label_smoothing < 1, "a number from 0 up to, but not including, 1")
+        self._expect("image_size", self.image_size >= 32, "at least 32 pixels, since VGG11 halves images five times")
+        self._expect("augment_shift", self.augment_shift < self.image_size, "less than --image-size")
+        for name in ("run_name", "resume"):
+            value = getattr(self, name)
+            valid = value is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value)
+            self._expect(name, bool(valid), "letters, digits, '.', '_' and '-' only, since it names a folder")
+        self._expect("resume", not (self.resume and self.run_name), "no --run-name next to it: both name the run")
+        check_divisible(self.batch_size, max(1, self.num_workers))
+
+    def _expect(self, name: str, valid: bool, expected: str) -> None:
+        if not valid:
+            raise UsageError(f"{flag(name)} {getattr(self, name)}: expected {expected}.")
+
+    def to_dict(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, object]) -> Self:
+        """Build a config from saved values; fields that it lacks take their defaults.
+
+        Raises:
+            UsageError: if a value is not valid any more.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})  # type: ignore[arg-type]
+
+
+def check_divisible(batch_size: int, num_workers: int) -> None:
+    """Raise UsageError unless every worker gets the same number of images of a global batch."""
+    if batch_size % num_workers:
+        lower = batch_size - batch_size % num_workers
+        near = " or ".join(str(size) for size in (lower, lower + num_workers) if size)
+        raise UsageError(
+            f"--batch-size {batch_size} cannot be split evenly over {num_workers} workers: use --batch-size {near}."
+        )

@@ -1,0 +1,319 @@
+"""Find, download, verify and decode the images. Runs in the driver only; torch is not needed here.
+
+CIFAR-10: "Learning Multiple Layers of Features from Tiny Images" (Krizhevsky, 2009).
+"""
+
+import io
+import json
+import os
+import threading
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vgg_ddp.flags import UsageError
+from vgg_ddp.storage import Folder
+
+SAMPLE_FOLDER = Path(__file__).resolve().parent.parent / "sample"
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+PROBE_SECONDS = 5.0
+IMAGE_COLUMNS = ("img", "image")
+SplitName = Literal["train", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Decoded images, uint8 (N, H, W, 3), and their labels, int64 (N,)."""
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Both splits, decoded.
+
+    Attributes:
+        name: what was loaded, for people.
+        class_names: one for each label.
+        mean: of each channel of the training images, in units of 0..255.
+        std: of each channel of the training images, in units of 0..255.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def summary(self) -> str:
+        return (
+            f"{self.name}: {len(self.train):,} training and {len(self.test):,} test images, "
+            f"{len(self.class_names)} classes"
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images come from: CIFAR-10 as torchvision keeps it, or a folder of Parquet files."""
+
+    name: str
+    location: str
+    kind: Literal["cifar10", "parquet"]
+    class_names: tuple[str, ...] | None = None
+
+
+def find_source(data: str, data_dir: str) -> Source:
+    """Decide where the images come from; download CIFAR-10 where it is wanted and not there yet.
+
+    Raises:
+        UsageError: if the data is not there and cannot be had.
+    """
+    sample = Source("bundled CIFAR-10 sample", str(SAMPLE_FOLDER), "parquet", CIFAR10_CLASSES)
+    if data == "sample":
+        return sample
+    if data in ("auto", "cifar10"):
+        try:
+            return _find_cifar10(data_dir)
+        except UsageError as error:
+            if data == "cifar10":
+                raise
+            print(f"NOTE: {error}\nNOTE: training on the bundled sample of 5,000 + 1,000 images instead.", flush=True)
+            return sample
+    location = data if "://" in data else os.path.abspath(os.path.expanduser(data))
+    # Looked for here too, so that a wrong path is told at once, not once Ray has started.
+    for split in SPLITS:
+        _parquet_files(location, split)
+    return Source(location, location, "parquet")
+
+
+def _find_cifar10(data_dir: str) -> Source:
+    source = Source("CIFAR-10", os.path.abspath(os.path.expanduser(data_dir)), "cifar10", CIFAR10_CLASSES)
+    if os.path.isdir(os.path.join(source.location, "cifar-10-batches-py")):
+        return source
+    archive = os.path.join(source.location, os.path.basename(CIFAR10_URL))
+    if not os.path.isfile(archive) and not _answers(CIFAR10_URL, PROBE_SECONDS):
+        host = CIFAR10_URL.split("/")[2]
+        raise UsageError(f"CIFAR-10 is not in --data-dir {source.location} and {host} cannot be reached.")
+    from torchvision.datasets import CIFAR10
+
+    print(f"Downloading CIFAR-10 to {source.location}", flush=True)
+    try:
+        CIFAR10(source.location, download=True)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"CIFAR-10 could not be downloaded to --data-dir {source.location}: {error}") from error
+    return source
+
+
+def _answers(url: str, timeout_seconds: float) -> bool:
+    """Whether a URL answers in time. In a thread, since looking up a host name heeds no timeout."""
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout_seconds):
+                answers.append(True)
+        except OSError:
+            answers.append(False)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    return bool(answers and answers[0])
+
+
+def load_dataset(source: Source, image_size: int) -> Dataset:
+    """Decode both splits to images of `image_size` x `image_size` pixels.
+
+    Raises:
+        UsageError: naming the file and the row where something is wrong.
+    """
+    train, names = load_split(source, "train", image_size)
+    test, _ = load_split(source, "test", image_size)
+    if names is None:
+        names = tuple(str(label) for label in range(int(train.labels.max()) + 1))
+        if len(names) > len(train):
+            raise UsageError(
+                f"label {len(names) - 1} in {source.location} is out of range: with {len(train)} training images, "
+                "expected labels 0, 1, 2 and so on."
+            )
+    for split_name, split in (("train", train), ("test", test)):
+        bad = np.flatnonzero((split.labels < 0) | (split.labels >= len(names)))
+        if len(bad):
+            raise UsageError(
+                f"label {split.labels[bad[0]]} of image {bad[0]} in the {split_name} split of {source.location} is "
+                f"out of range: expected 0 to {len(names) - 1}, the classes of the training split."
+            )
+    mean, std = _channel_statistics(train.images)
+    return Dataset(source.name, train, test, names, mean, std)
+
+
+def load_split(source: Source, split: SplitName, image_size: int) -> tuple[Split, tuple[str, ...] | None]:
+    """Decode one split; also the class names, where the source has them.
+
+    Raises:
+        UsageError: naming the file and the row where something is wrong.
+    """
+    if source.kind == "cifar10":
+        return _load_cifar10(source, split, image_size)
+    folder, files = _parquet_files(source.location, split)
+    names = source.class_names
+    images, labels = [], []
+    for file in files:
+        table = _read_table(folder, file)
+        names = names or _class_names(table.schema)
+        labels.append(_labels(table, file))
+        images.append(_decode(_image_bytes(table), file, image_size))
+    decoded = Split(np.concatenate(images), np.concatenate(labels))
+    if not len(decoded):
+        raise UsageError(f"the {split} split of {source.location} is empty: expected at least one image.")
+    return decoded, names
+
+
+def _load_cifar10(source: Source, split: SplitName, image_size: int) -> tuple[Split, tuple[str, ...]]:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        dataset = CIFAR10(source.location, train=split == "train")
+    except RuntimeError:
+        raise UsageError(
+            f"CIFAR-10 in --data-dir {source.location} is damaged: delete cifar-10-batches-py there to have it "
+            "unpacked or downloaded again."
+        ) from None
+    images = dataset.data
+    if image_size != images.shape[1]:
+        from PIL import Image
+
+        size = (image_size, image_size)
+        resized = (Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images)
+        images = np.stack([np.asarray(image) for image in resized])
+    return Split(images, np.asarray(dataset.targets, dtype=np.int64)), CIFAR10_CLASSES
+
+
+def _parquet_files(location: str, split: SplitName) -> tuple[Folder, list[str]]:
+    try:
+        folder = Folder.at(location)
+        names = folder.names()
+        exists = bool(names) or folder.exists()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--data {location} cannot be read: {error}") from error
+    if not exists:
+        raise UsageError(f"--data {location} does not exist: give auto, cifar10, sample, or a folder or URI.")
+    files = [name for name in names if fnmatch(name, f"{split}*.parquet")]
+    if not files:
+        raise UsageError(f"--data {location} has no {split}*.parquet: expected train*.parquet and test*.parquet.")
+    return folder, files
+
+
+def _read_table(folder: Folder, file: str) -> pa.Table:
+    try:
+        with folder.filesystem.open_input_file((folder / file).path) as stream:
+            parquet = pq.ParquetFile(stream)
+            columns = parquet.schema_arrow.names
+            image = next((name for name in IMAGE_COLUMNS if name in columns), None)
+            if image is None or "label" not in columns:
+                raise UsageError(
+                    f"{folder / file} has the columns {', '.join(columns)}: expected img or image, and label."
+                )
+            table = parquet.read(columns=[image, "label"])
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UsageError(f"{folder / file} cannot be read as Parquet: {error}") from error
+    table = table.rename_columns(["image", "label"])
+    if not pa.types.is_integer(table.schema.field("label").type):
+        raise UsageError(f"column label of {folder / file} is {table.schema.field('label').type}: expected integers.")
+    kind = table.schema.field("image").type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise UsageError(f"column {image} of {folder / file} is {kind}: expected binary, or a struct with bytes.")
+    return table
+
+
+def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
+    """Class names from the metadata that the Hugging Face `datasets` library writes, where there are any."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features["label"]["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _labels(table: pa.Table, file: str) -> npt.NDArray[np.int64]:
+    column = table.column("label")
+    if column.null_count:
+        row = column.is_null().to_numpy().argmax()
+        raise UsageError(f"row {row} of {file} has no label: expected an integer.")
+    return column.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
+
+
+def _image_bytes(table: pa.Table) -> list[bytes | None]:
+    column = table.column("image").combine_chunks()
+    if pa.types.is_struct(column.type):
+        column = column.field("bytes")
+    return column.to_pylist()  # type: ignore[no-any-return]
+
+
+def _decode(encoded: list[bytes | None], file: str, image_size: int) -> npt.NDArray[np.uint8]:
+    """Decode and resize images on all cores: uint8 (N, image_size, image_size, 3)."""
+    images = np.empty((len(encoded), image_size, image_size, 3), dtype=np.uint8)
+
+    def decode_rows(rows: range) -> None:
+        for row in rows:
+            try:
+                images[row] = decode_image(encoded[row] or b"", image_size)
+            except (OSError, ValueError, SyntaxError) as error:
+                raise UsageError(
+                    f"row {row} of {file} holds a broken image ({error}): expected PNG or JPEG bytes."
+                ) from error
+
+    chunk = 1000
+    chunks = [range(start, min(start + chunk, len(encoded))) for start in range(0, len(encoded), chunk)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(decode_rows, chunks):
+            pass
+    return images
+
+
+def decode_image(encoded: bytes, image_size: int) -> Any:
+    """Decode PNG or JPEG bytes to uint8 (image_size, image_size, 3).
+
+    Raises:
+        OSError: if the bytes are no such image, or a damaged one.
+    """
+    from PIL import Image
+
+    if not encoded:
+        raise OSError("no bytes")
+    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
+        pixels = image.convert("RGB")
+        if pixels.size != (image_size, image_size):
+            pixels = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        return np.asarray(pixels)
+
+
+def _channel_statistics(images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Exact mean and standard deviation of each channel, from histograms of its 256 values."""
+    means, stds = [], []
+    values = np.arange(256)
+    for channel in range(3):
+        counts = np.bincount(images[..., channel].reshape(-1), minlength=256)
+        mean = float((counts * values).sum() / counts.sum())
+        variance = float((counts * (values - mean) ** 2).sum() / counts.sum())
+        means.append(mean)
+        # A channel without any contrast is left as it is.
+        stds.append(variance**0.5 or 1.0)
+    return tuple(means), tuple(stds)

@@ -1,0 +1,90 @@
+"""A trained model, ready to classify images."""
+
+import json
+import posixpath
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from vgg_ddp.batches import normalize
+from vgg_ddp.flags import UsageError
+from vgg_ddp.model import VGG11
+from vgg_ddp.report import MODEL_FILE
+from vgg_ddp.storage import Folder
+
+BATCH = 500
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model with the class names and the preprocessing that it was trained with."""
+
+    model: VGG11
+    class_names: tuple[str, ...]
+    image_size: int
+    mean: Tensor
+    std: Tensor
+
+    @torch.no_grad()
+    def probabilities(self, images: npt.NDArray[np.uint8]) -> Tensor:
+        """Probability of each class, float32 (N, classes), for uint8 images (N, image_size, image_size, 3)."""
+        parts = []
+        for start in range(0, len(images), BATCH):
+            batch = torch.from_numpy(images[start : start + BATCH])
+            logits = self.model(normalize(batch, self.mean, self.std, torch.float32))
+            parts.append(logits.softmax(dim=1))
+        return torch.cat(parts)
+
+
+def load_classifier(location: str) -> Classifier:
+    """Load a model from a run folder or a .safetensors file, on disk or at a URI.
+
+    Raises:
+        UsageError: if there is none, or it is not one that this program wrote.
+    """
+    content = _read_model(location)
+    try:
+        tensors, metadata = load(content), _metadata(content)
+        preprocessing = json.loads(metadata["preprocessing"])
+        class_names = tuple(json.loads(metadata["class_names"]))
+        model = VGG11(len(class_names))
+        model.load_state_dict(tensors)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"{location} is no model of this program, or is damaged ({reason}).") from error
+    model.eval()
+    return Classifier(
+        model.to(memory_format=torch.channels_last),
+        class_names,
+        preprocessing["image_size"],
+        torch.tensor(preprocessing["mean"]),
+        torch.tensor(preprocessing["std"]),
+    )
+
+
+def _read_model(location: str) -> bytes:
+    folder = Folder.at(location)
+    try:
+        if location.endswith(".safetensors"):
+            return Folder(folder.filesystem, posixpath.dirname(folder.path)).read(posixpath.basename(folder.path))
+        return folder.read(MODEL_FILE)
+    except OSError as error:
+        raise UsageError(
+            f"{location}: expected a folder of a finished run (with {MODEL_FILE}) or a .safetensors file ({error})."
+        ) from error
+
+
+def _metadata(content: bytes) -> dict[str, Any]:
+    """The metadata of a safetensors file: JSON after a length of 8 bytes, under the name __metadata__.
+
+    See https://huggingface.co/docs/safetensors/index#format.
+    """
+    size = int.from_bytes(content[:8], "little")
+    metadata: dict[str, Any] = json.loads(content[8 : 8 + size])["__metadata__"]
+    return metadata

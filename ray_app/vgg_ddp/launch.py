@@ -1,0 +1,157 @@
+"""The driver: check everything that can be checked, start the workers, say how it went."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.data import Dataset, find_source, load_dataset
+from vgg_ddp.flags import UsageError
+from vgg_ddp.report import CURVES_FILE, Follower, format_summary, read_metrics, write_config, write_curves
+from vgg_ddp.runs import Run, open_run, require_writable
+
+if TYPE_CHECKING:
+    from vgg_ddp.train import Outcome
+
+FINISHED, FAILED, BAD_INPUT, TERMINATED = 0, 1, 2, 143
+
+
+def launch(config: TrainConfig, arguments: Sequence[str]) -> int:
+    """Run the training that the flags describe and return the exit code.
+
+    Raises:
+        UsageError: if the input cannot be used; no run folder is made then.
+    """
+    run = open_run(config, arguments)
+    if run.exists and run.is_finished():
+        print(f"Run {run.name} is finished already: there is nothing to train.")
+        print(format_summary(read_metrics(run.folder)))
+        print(f"  run folder         {run.folder}")
+        print("Give more --epochs to train it further, or another --run-name to start anew.")
+        return FINISHED
+    source = find_source(run.config.data, run.config.data_dir)
+    require_writable(run)
+    # Decoding takes about as long as Ray and torch take to start: both at once.
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load_dataset, source, run.config.image_size)
+        train = _train_in_this_process if run.config.num_workers == 0 else _train_on_ray
+        return train(run, loading)
+
+
+def _train_in_this_process(run: Run, loading: "Future[Dataset]") -> int:
+    from vgg_ddp.local import choose_device, train_locally
+
+    use_gpu = choose_device(run.config.device, run.config.batch_size)
+    dataset = loading.result()
+    is_rank_zero = os.environ.get("RANK", "0") == "0"
+    require_a_batch(run.config, dataset)
+    if is_rank_zero:
+        _announce(run, dataset)
+    outcome = train_locally(run, dataset, use_gpu)
+    return _conclude(run, outcome) if is_rank_zero else _exit_code(outcome)
+
+
+def _train_on_ray(run: Run, loading: "Future[Dataset]") -> int:
+    import ray
+
+    from vgg_ddp import cluster
+
+    connection = cluster.connect(run.config.address)
+    try:
+        placement = cluster.place_workers(run.config)
+        dataset = loading.result()
+        require_a_batch(run.config, dataset)
+        _announce(run, dataset)
+        cluster.require_shared(run.folder)
+        kind = "GPU" if placement.use_gpu else "CPU"
+        print(f"Dashboard: http://{connection.dashboard_url}" if connection.dashboard_url else "Dashboard: off")
+        print(f"Workers:   {run.config.num_workers} on {kind}, starting", flush=True)
+        with Follower(run.folder, run.config.epochs):
+            outcome = _fit(run, dataset, placement)
+        return _conclude(run, outcome)
+    finally:
+        ray.shutdown()
+
+
+def require_a_batch(config: TrainConfig, dataset: Dataset) -> None:
+    """Raise UsageError if a global batch needs more images than there are."""
+    if config.batch_size > len(dataset.train):
+        raise UsageError(
+            f"--batch-size {config.batch_size}: there are only {len(dataset.train)} training images; use at most "
+            "that many."
+        )
+
+
+def _announce(run: Run, dataset: Dataset) -> None:
+    """Make the run folder, and say what is about to run."""
+    write_config(run.folder, run.config.to_dict())
+    print(f"Data:      {dataset.summary()}")
+    print(f"Run:       {'resuming ' if run.exists else ''}{run.folder}", flush=True)
+
+
+def _fit(run: Run, dataset: Dataset, placement: Any) -> "Outcome | None":
+    """Train under Ray Train; None if the workers failed, after their first exception was printed."""
+    import ray
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    from vgg_ddp.train import Job, train_loop
+
+    config = run.config
+    job = Job(config, ray.put(dataset), run.folder, placement.use_gpu, is_local=False)
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=placement.use_gpu,
+            resources_per_worker=placement.resources_per_worker,
+        ),
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=os.path.dirname(run.folder.path),
+            storage_filesystem=run.folder.filesystem,
+            failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=3),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    try:
+        outcome: Outcome = trainer.fit().return_value
+    except TrainingFailedError as error:
+        failures = getattr(error, "worker_failures", {})
+        first = failures[min(failures)] if failures else error
+        traceback.print_exception(first, file=sys.stderr)
+        return None
+    return outcome
+
+
+def _conclude(run: Run, outcome: "Outcome | None") -> int:
+    """Print how the run ended, and draw its curves."""
+    rows = read_metrics(run.folder)
+    if rows:
+        write_curves(run.folder, rows, run.name)
+    if outcome is None:
+        print("error: training failed; the first failure is shown above.", file=sys.stderr)
+    elif outcome.kind == "refused":
+        raise UsageError(outcome.message)
+    elif outcome.kind == "diverged":
+        print(f"error: {outcome.message}.", file=sys.stderr)
+    elif outcome.kind == "finished":
+        print(f"\nFinished {run.name}")
+        print(format_summary(rows))
+        print(f"  run folder         {run.folder}")
+        print(f"  curves             {run.folder / CURVES_FILE}")
+    else:
+        print(f"\nStopped after step {outcome.step}.")
+    if outcome is None or outcome.kind != "finished":
+        print(f"Go on from the newest checkpoint with: {run.resume_command()}", flush=True)
+    return _exit_code(outcome)
+
+
+def _exit_code(outcome: "Outcome | None") -> int:
+    return {"finished": FINISHED, "stopped": TERMINATED, "refused": BAD_INPUT}.get(
+        outcome.kind if outcome else "", FAILED
+    )

@@ -1,0 +1,53 @@
+"""Training without a Ray cluster: in this process alone, or in each process that torchrun started."""
+
+import logging
+import os
+from contextlib import nullcontext
+
+import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from vgg_ddp.config import check_divisible
+from vgg_ddp.data import Dataset
+from vgg_ddp.flags import UsageError
+from vgg_ddp.report import Follower
+from vgg_ddp.runs import Run
+from vgg_ddp.train import Job, Outcome, train_loop
+
+
+def choose_device(device: str, batch_size: int) -> bool:
+    """Whether this process trains on a GPU. Checks the flags against torchrun's number of processes.
+
+    Raises:
+        UsageError: if there is no GPU for each process where GPUs are asked for.
+    """
+    check_divisible(batch_size, int(os.environ.get("WORLD_SIZE", "1")))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    gpus = torch.cuda.device_count()
+    if device == "gpu" and gpus < processes:
+        raise UsageError(
+            f"--device gpu: torch {torch.__version__} sees {gpus} GPUs for {processes} process(es) on this machine; "
+            "start fewer, or use --device cpu."
+        )
+    use_gpu = device != "cpu" and gpus >= processes
+    if not use_gpu:
+        # Ray's local mode would choose NCCL by this.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return use_gpu
+
+
+def train_locally(run: Run, dataset: Dataset, use_gpu: bool) -> Outcome:
+    """Train through Ray Train's local mode, which starts no Ray process; torchrun's processes train together."""
+    is_rank_zero = os.environ.get("RANK", "0") == "0"
+    job = Job(run.config, dataset, run.folder if is_rank_zero else None, use_gpu, is_local=True)
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu),
+        run_config=RunConfig(name=run.name),
+    )
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    with Follower(run.folder, run.config.epochs) if is_rank_zero else nullcontext():
+        outcome: Outcome = trainer.fit().return_value
+    return outcome

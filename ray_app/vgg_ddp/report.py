@@ -1,0 +1,163 @@
+"""The run folder: config.json, metrics.csv, curves.png and model.safetensors; the lines and the table on screen."""
+
+import csv
+import io
+import json
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from vgg_ddp.storage import Folder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.csv"
+CURVES_FILE = "curves.png"
+MODEL_FILE = "model.safetensors"
+COLUMNS = (
+    "epoch",
+    "step",
+    "loss",
+    "train_accuracy",
+    "test_loss",
+    "test_accuracy",
+    "lr",
+    "images_per_second",
+    "seconds",
+)
+Row = dict[str, float]
+"""One epoch: losses and accuracies are means over all ranks, seconds are those of training (not of evaluation)."""
+
+
+def write_config(run: Folder, config: dict[str, Any]) -> None:
+    run.write(CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def read_config(run: Folder) -> dict[str, Any] | None:
+    """The settings that a run was started with, or None if there is no such run."""
+    if not run.exists(CONFIG_FILE):
+        return None
+    config: dict[str, Any] = json.loads(run.read(CONFIG_FILE))
+    return config
+
+
+def write_metrics(run: Folder, rows: Sequence[Row]) -> None:
+    """Write metrics.csv anew with all rows, so that a resumed run leaves no row twice."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: f"{row[name]:.7g}" for name in COLUMNS} for row in rows)
+    run.write(METRICS_FILE, text.getvalue().encode())
+
+
+def read_metrics(run: Folder) -> list[Row]:
+    """The rows of metrics.csv; none where there is no such file yet."""
+    try:
+        text = run.read(METRICS_FILE).decode()
+    except FileNotFoundError:
+        return []
+    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+
+
+def write_model(
+    run: Folder, tensors: "dict[str, Tensor]", class_names: Sequence[str], preprocessing: dict[str, Any]
+) -> None:
+    """Write model.safetensors: plain tensors, with what `predict.py` needs to know in the file's metadata."""
+    from safetensors.torch import save
+
+    metadata = {
+        "architecture": "VGG11",
+        "class_names": json.dumps(list(class_names)),
+        "preprocessing": json.dumps(preprocessing),
+    }
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    run.write(MODEL_FILE, save(contiguous, metadata))
+
+
+def format_row(row: Row, epochs: int) -> str:
+    """One aligned line for an epoch."""
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}  loss {row['loss']:.4f}  "
+        f"train {row['train_accuracy']:6.2%}  test {row['test_accuracy']:6.2%}  lr {row['lr']:.4f}  "
+        f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s"
+    )
+
+
+def format_summary(rows: Sequence[Row]) -> str:
+    """A small table of what a finished run reached."""
+    last = rows[-1]
+    best = max(rows, key=lambda row: row["test_accuracy"])
+    seconds = sum(row["seconds"] for row in rows)
+    images_per_second = sum(row["images_per_second"] * row["seconds"] for row in rows) / max(seconds, 1e-9)
+    lines = (
+        ("epochs", f"{last['epoch']:.0f}"),
+        ("training loss", f"{last['loss']:.4f}"),
+        ("training accuracy", f"{last['train_accuracy']:.2%}"),
+        ("test accuracy", f"{last['test_accuracy']:.2%} (best {best['test_accuracy']:.2%}, epoch {best['epoch']:.0f})"),
+        ("training time", f"{seconds:.1f} s"),
+        ("images per second", f"{images_per_second:,.0f}"),
+    )
+    return "\n".join(f"  {name:<18} {value}" for name, value in lines)
+
+
+def write_curves(run: Folder, rows: Sequence[Row], title: str) -> None:
+    """Draw loss and accuracy by epoch to curves.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    epochs = [row["epoch"] for row in rows]
+    figure, (loss_axes, accuracy_axes) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, axes, columns in (
+        ("loss", loss_axes, ("loss", "test_loss")),
+        ("accuracy", accuracy_axes, ("train_accuracy", "test_accuracy")),
+    ):
+        for column, label in zip(columns, ("training", "test"), strict=True):
+            axes.plot(epochs, [row[column] for row in rows], marker="o", markersize=3, label=label)
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    accuracy_axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    figure.suptitle(title)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)
+    run.write(CURVES_FILE, picture.getvalue())
+
+
+class Follower:
+    """Prints a line for every epoch that appears in a run's metrics.csv, wherever the workers are."""
+
+    def __init__(self, run: Folder, epochs: int) -> None:
+        self._run = run
+        self._epochs = epochs
+        self._printed = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
+
+    def __enter__(self) -> "Follower":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        poll_seconds = 0.5 if self._run.is_local else 3.0
+        while not self._ended.wait(poll_seconds):
+            self._print_new_rows()
+        self._print_new_rows()
+
+    def _print_new_rows(self) -> None:
+        rows = read_metrics(self._run)
+        # A restart takes the last epochs back: print them again once they are done again.
+        self._printed = min(self._printed, len(rows))
+        for row in rows[self._printed :]:
+            print(format_row(row, self._epochs), flush=True)
+        self._printed = len(rows)

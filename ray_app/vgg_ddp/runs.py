@@ -1,0 +1,79 @@
+"""Which run folder a command means: a new one, or one to go on with."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from vgg_ddp.config import PROGRAM, TRAJECTORY_FIELDS, TrainConfig
+from vgg_ddp.flags import UsageError, flag, parse_flags
+from vgg_ddp.report import MODEL_FILE, read_config, read_metrics
+from vgg_ddp.storage import Folder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, its settings, and whether it was started before."""
+
+    config: TrainConfig
+    name: str
+    folder: Folder
+    exists: bool
+
+    def is_finished(self) -> bool:
+        rows = read_metrics(self.folder)
+        return self.folder.exists(MODEL_FILE) and bool(rows) and rows[-1]["epoch"] >= self.config.epochs
+
+    def resume_command(self) -> str:
+        """The command that goes on with this run."""
+        storage = (
+            ""
+            if self.config.storage_path == TrainConfig.storage_path
+            else f" --storage-path {self.config.storage_path}"
+        )
+        return f"python ray_app/main.py --resume {self.name}{storage}"
+
+
+def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
+    """Find the run that the flags name, or name a new one. Nothing is written.
+
+    Raises:
+        UsageError: if the run to resume does not exist, or was started with settings that differ from the flags'.
+    """
+    name = config.resume or config.run_name or time.strftime("vgg11-%Y%m%d-%H%M%S")
+    try:
+        folder = Folder.at(config.storage_path) / name
+        saved = read_config(folder)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--storage-path {config.storage_path} cannot be read: {error}") from error
+    if saved is None:
+        if config.resume:
+            raise UsageError(f"--resume {name}: there is no run of that name in --storage-path {config.storage_path}.")
+        return Run(config, name, folder, exists=False)
+    started_with = TrainConfig.from_dict(saved)
+    # The run's own settings are the defaults now: flags that are not given keep them.
+    defaults = replace(started_with, storage_path=config.storage_path, run_name=None, resume=None)
+    config = parse_flags(TrainConfig, arguments, PROGRAM, defaults)
+    for field in TRAJECTORY_FIELDS:
+        given, before = getattr(config, field), getattr(started_with, field)
+        if given != before:
+            raise UsageError(
+                f"{flag(field)} {given}: run {name} was started with {before}; leave it out to resume, or give "
+                "another --run-name to start anew."
+            )
+    return Run(config, name, folder, exists=True)
+
+
+def require_writable(run: Run) -> None:
+    """Create the storage folder and check that a file can be written there.
+
+    Raises:
+        UsageError: if not.
+    """
+    root = Folder.at(run.config.storage_path)
+    marker = f".writable-{run.name}"
+    try:
+        root.filesystem.create_dir(root.path, recursive=True)
+        root.write(marker, b"")
+        root.delete(marker)
+    except OSError as error:
+        raise UsageError(f"--storage-path {run.config.storage_path} cannot be written: {error}") from error
