@@ -4,21 +4,26 @@ Exit codes: 0 the run is finished; 1 training failed; 2 the input cannot be used
 """
 
 import sys
+import time
 
 from vgg_ddp.config import PROGRAM, TrainConfig
 from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error
 
 
 def main() -> int:
+    started_at = time.time()
     arguments = sys.argv[1:]
     try:
         config = parse_flags(TrainConfig, arguments, PROGRAM)
         # Imported here, so that --help and a wrong flag answer at once.
         from vgg_ddp.launch import launch
 
-        return launch(config, arguments)
+        return launch(config, arguments, started_at)
     except UsageError as error:
         quit_with_usage_error(error)
+    except KeyboardInterrupt:
+        print("\nStopped by Ctrl-C.", flush=True)
+        return 130
 
 
 if __name__ == "__main__":

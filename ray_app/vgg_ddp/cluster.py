@@ -20,8 +20,12 @@ LOOPBACK = "127.0.0.1"
 
 # What Ray Train's defaults cost on small machines: a report waits for the controller's next poll, every 2 s by default.
 RAY_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
-# One machine has no node that could go before the others: its watcher would only take time to start.
-LOCAL_ENVIRONMENT = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+LOCAL_ENVIRONMENT = {
+    # One machine has no node that could go before the others: the watcher for that would only take time to start.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # A busy laptop can take longer than Ray's 60 s to import torch in every worker, and would then start over for ever.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+}
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class TrainConfig:
     """Passes over the training images."""
     batch_size: int = 128
     """Images per optimizer step over all workers together (the global batch)."""
-    lr: float = 0.1
+    lr: float = 0.05
     """Peak learning rate, reached after a warm-up of a fifth of the run; then it falls linearly to 0."""
     momentum: float = 0.9
     """Nesterov momentum of SGD."""

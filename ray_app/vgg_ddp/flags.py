@@ -52,14 +52,15 @@ def parse_flags(config_class: type[T], arguments: Sequence[str], program: str, d
 
 
 def _one_line(boxed: str) -> str:
-    """Make one line of the box that tyro draws around a complaint: drop the frame and the general advice."""
+    """Make one line of the first section of the box that tyro draws around a complaint."""
     words: list[str] = []
-    for line in boxed.splitlines():
-        text = re.sub(r"[╭╮╰╯│─]+", " ", re.sub(r"\x1b\[[0-9;]*m", "", line)).strip()
-        is_frame = line.lstrip().startswith(("╭", "╰"))
-        if not is_frame and not text.startswith(("For full helptext", "Argument helptext")):
-            words.append(text)
-    sentence = " ".join(" ".join(words).split())
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", boxed).splitlines():
+        text = line.strip(" │")
+        if text and not text.strip("─"):
+            break
+        if not text.startswith(("╭", "╰")):
+            words += text.split()
+    sentence = " ".join(words)
     # What a config's own check says is complete: it names the flag and what is expected.
     own_check = re.fullmatch(r"Error parsing \w+: (--.*|expected.*)", sentence)
     return own_check.group(1) if own_check else f"{sentence.rstrip('.')}. See --help."

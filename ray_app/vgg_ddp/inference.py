@@ -15,7 +15,7 @@ from torch import Tensor
 from vgg_ddp.batches import normalize
 from vgg_ddp.flags import UsageError
 from vgg_ddp.model import VGG11
-from vgg_ddp.report import MODEL_FILE
+from vgg_ddp.report import METADATA_KEY, MODEL_FILE
 from vgg_ddp.storage import Folder
 
 BATCH = 500
@@ -50,9 +50,8 @@ def load_classifier(location: str) -> Classifier:
     """
     content = _read_model(location)
     try:
-        tensors, metadata = load(content), _metadata(content)
-        preprocessing = json.loads(metadata["preprocessing"])
-        class_names = tuple(json.loads(metadata["class_names"]))
+        tensors, description = load(content), _description(content)
+        class_names = tuple(description["class_names"])
         model = VGG11(len(class_names))
         model.load_state_dict(tensors)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
@@ -62,9 +61,9 @@ def load_classifier(location: str) -> Classifier:
     return Classifier(
         model.to(memory_format=torch.channels_last),
         class_names,
-        preprocessing["image_size"],
-        torch.tensor(preprocessing["mean"]),
-        torch.tensor(preprocessing["std"]),
+        description["image_size"],
+        torch.tensor(description["mean"]),
+        torch.tensor(description["std"]),
     )
 
 
@@ -80,11 +79,11 @@ def _read_model(location: str) -> bytes:
         ) from error
 
 
-def _metadata(content: bytes) -> dict[str, Any]:
-    """The metadata of a safetensors file: JSON after a length of 8 bytes, under the name __metadata__.
+def _description(content: bytes) -> dict[str, Any]:
+    """What `write_model` noted in the metadata of a safetensors file, which begins with a length of 8 bytes and JSON.
 
     See https://huggingface.co/docs/safetensors/index#format.
     """
     size = int.from_bytes(content[:8], "little")
-    metadata: dict[str, Any] = json.loads(content[8 : 8 + size])["__metadata__"]
-    return metadata
+    description: dict[str, Any] = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][METADATA_KEY])
+    return description

@@ -2,10 +2,12 @@
 
 import os
 import sys
+import time
 import traceback
+import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Dataset, find_source, load_dataset
@@ -14,13 +16,16 @@ from vgg_ddp.report import CURVES_FILE, Follower, format_summary, read_metrics, 
 from vgg_ddp.runs import Run, open_run, require_writable
 
 if TYPE_CHECKING:
+    from vgg_ddp.cluster import Placement
     from vgg_ddp.train import Outcome
 
 FINISHED, FAILED, BAD_INPUT, TERMINATED = 0, 1, 2, 143
 
 
-def launch(config: TrainConfig, arguments: Sequence[str]) -> int:
+def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> int:
     """Run the training that the flags describe and return the exit code.
+
+    The command was given at `started_at`, in seconds since 1970.
 
     Raises:
         UsageError: if the input cannot be used; no run folder is made then.
@@ -32,16 +37,17 @@ def launch(config: TrainConfig, arguments: Sequence[str]) -> int:
         print(f"  run folder         {run.folder}")
         print("Give more --epochs to train it further, or another --run-name to start anew.")
         return FINISHED
+    phases = {"command": started_at, "flags read": time.time()}
     source = find_source(run.config.data, run.config.data_dir)
     require_writable(run)
     # Decoding takes about as long as Ray and torch take to start: both at once.
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(load_dataset, source, run.config.image_size)
         train = _train_in_this_process if run.config.num_workers == 0 else _train_on_ray
-        return train(run, loading)
+        return train(run, loading, phases)
 
 
-def _train_in_this_process(run: Run, loading: "Future[Dataset]") -> int:
+def _train_in_this_process(run: Run, loading: "Future[Dataset]", phases: dict[str, float]) -> int:
     from vgg_ddp.local import choose_device, train_locally
 
     use_gpu = choose_device(run.config.device, run.config.batch_size)
@@ -50,28 +56,35 @@ def _train_in_this_process(run: Run, loading: "Future[Dataset]") -> int:
     require_a_batch(run.config, dataset)
     if is_rank_zero:
         _announce(run, dataset)
-    outcome = train_locally(run, dataset, use_gpu)
+    phases["images decoded"] = time.time()
+    outcome = train_locally(run, dataset, use_gpu, phases)
     return _conclude(run, outcome) if is_rank_zero else _exit_code(outcome)
 
 
-def _train_on_ray(run: Run, loading: "Future[Dataset]") -> int:
+def _train_on_ray(run: Run, loading: "Future[Dataset]", phases: dict[str, float]) -> int:
     import ray
 
     from vgg_ddp import cluster
+    from vgg_ddp.signals import InterruptedRunError
 
     connection = cluster.connect(run.config.address)
     try:
+        phases["Ray started"] = time.time()
         placement = cluster.place_workers(run.config)
         dataset = loading.result()
+        phases["images decoded"] = time.time()
         require_a_batch(run.config, dataset)
         _announce(run, dataset)
         cluster.require_shared(run.folder)
         kind = "GPU" if placement.use_gpu else "CPU"
         print(f"Dashboard: http://{connection.dashboard_url}" if connection.dashboard_url else "Dashboard: off")
         print(f"Workers:   {run.config.num_workers} on {kind}, starting", flush=True)
-        with Follower(run.folder, run.config.epochs):
-            outcome = _fit(run, dataset, placement)
+        with Follower(run.folder, run.config.epochs, phases["command"]):
+            outcome = _fit(run, dataset, placement, phases)
         return _conclude(run, outcome)
+    except InterruptedRunError as error:
+        print(f"\nStopped by {error}.\nGo on from the newest checkpoint with: {run.resume_command()}", flush=True)
+        return error.exit_code
     finally:
         ray.shutdown()
 
@@ -92,34 +105,28 @@ def _announce(run: Run, dataset: Dataset) -> None:
     print(f"Run:       {'resuming ' if run.exists else ''}{run.folder}", flush=True)
 
 
-def _fit(run: Run, dataset: Dataset, placement: Any) -> "Outcome | None":
+def _fit(run: Run, dataset: Dataset, placement: "Placement", phases: dict[str, float]) -> "Outcome | None":
     """Train under Ray Train; None if the workers failed, after their first exception was printed."""
     import ray
-    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train import TrainingFailedError
 
-    from vgg_ddp.train import Job, train_loop
+    from vgg_ddp.signals import StopFlag, call_interruptibly
+    from vgg_ddp.train import Job
+    from vgg_ddp.trainer import build_trainer
 
-    config = run.config
-    job = Job(config, ray.put(dataset), run.folder, placement.use_gpu, is_local=False)
-    trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=placement.use_gpu,
-            resources_per_worker=placement.resources_per_worker,
-        ),
-        run_config=RunConfig(
-            name=run.name,
-            storage_path=os.path.dirname(run.folder.path),
-            storage_filesystem=run.folder.filesystem,
-            failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=3),
-            logging_config=LoggingConfig(log_level="WARNING"),
-        ),
+    stop_flag = StopFlag(f"stop-{run.name}-{uuid.uuid4().hex[:8]}")
+    job = Job(
+        run.config,
+        ray.put(dataset),
+        run.folder,
+        placement.use_gpu,
+        is_local=False,
+        phases=phases,
+        stop_requested=stop_flag.is_up,
     )
+    trainer = build_trainer(job, run.folder, placement.resources_per_worker)
     try:
-        outcome: Outcome = trainer.fit().return_value
+        outcome: Outcome = call_interruptibly(trainer.fit, stop_flag.put_up).return_value
     except TrainingFailedError as error:
         failures = getattr(error, "worker_failures", {})
         first = failures[min(failures)] if failures else error

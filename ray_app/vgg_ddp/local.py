@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from contextlib import nullcontext
 
 import torch
@@ -13,6 +14,7 @@ from vgg_ddp.data import Dataset
 from vgg_ddp.flags import UsageError
 from vgg_ddp.report import Follower
 from vgg_ddp.runs import Run
+from vgg_ddp.signals import SignalWatch
 from vgg_ddp.train import Job, Outcome, train_loop
 
 
@@ -37,10 +39,19 @@ def choose_device(device: str, batch_size: int) -> bool:
     return use_gpu
 
 
-def train_locally(run: Run, dataset: Dataset, use_gpu: bool) -> Outcome:
+def train_locally(run: Run, dataset: Dataset, use_gpu: bool, phases: dict[str, float]) -> Outcome:
     """Train through Ray Train's local mode, which starts no Ray process; torchrun's processes train together."""
     is_rank_zero = os.environ.get("RANK", "0") == "0"
-    job = Job(run.config, dataset, run.folder if is_rank_zero else None, use_gpu, is_local=True)
+    watch = SignalWatch(signal.SIGTERM)
+    job = Job(
+        run.config,
+        dataset,
+        run.folder if is_rank_zero else None,
+        use_gpu,
+        is_local=True,
+        phases=phases,
+        stop_requested=lambda: bool(watch.received),
+    )
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"job": job},
@@ -48,6 +59,6 @@ def train_locally(run: Run, dataset: Dataset, use_gpu: bool) -> Outcome:
         run_config=RunConfig(name=run.name),
     )
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    with Follower(run.folder, run.config.epochs) if is_rank_zero else nullcontext():
+    with Follower(run.folder, run.config.epochs, phases["command"]) if is_rank_zero else nullcontext():
         outcome: Outcome = trainer.fit().return_value
     return outcome

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.csv"
 CURVES_FILE = "curves.png"
+STARTUP_FILE = "startup.json"
 MODEL_FILE = "model.safetensors"
+METADATA_KEY = "vgg_ddp"
 COLUMNS = (
     "epoch",
     "step",
@@ -61,17 +63,29 @@ def read_metrics(run: Folder) -> list[Row]:
     return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
 
 
+def write_startup(run: Folder, phases: dict[str, float]) -> None:
+    """Write startup.json: when each phase from the command to the first step was over, in seconds since 1970."""
+    run.write(STARTUP_FILE, (json.dumps(phases, indent=2) + "\n").encode())
+
+
+def read_startup(run: Folder) -> dict[str, float]:
+    """The phases of startup.json; none before the first step."""
+    try:
+        phases: dict[str, float] = json.loads(run.read(STARTUP_FILE))
+    except FileNotFoundError:
+        return {}
+    return phases
+
+
 def write_model(
     run: Folder, tensors: "dict[str, Tensor]", class_names: Sequence[str], preprocessing: dict[str, Any]
 ) -> None:
     """Write model.safetensors: plain tensors, with what `predict.py` needs to know in the file's metadata."""
     from safetensors.torch import save
 
-    metadata = {
-        "architecture": "VGG11",
-        "class_names": json.dumps(list(class_names)),
-        "preprocessing": json.dumps(preprocessing),
-    }
+    description = {"architecture": "VGG11", "class_names": list(class_names), **preprocessing}
+    # One entry only: safetensors orders several at random, and equal models shall be equal files.
+    metadata = {METADATA_KEY: json.dumps(description, sort_keys=True)}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     run.write(MODEL_FILE, save(contiguous, metadata))
 
@@ -119,6 +133,7 @@ def write_curves(run: Folder, rows: Sequence[Row], title: str) -> None:
         for column, label in zip(columns, ("training", "test"), strict=True):
             axes.plot(epochs, [row[column] for row in rows], marker="o", markersize=3, label=label)
         axes.set(xlabel="epoch", ylabel=name)
+        axes.set_xlim(0, max(epochs) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend()
@@ -131,11 +146,13 @@ def write_curves(run: Folder, rows: Sequence[Row], title: str) -> None:
 
 
 class Follower:
-    """Prints a line for every epoch that appears in a run's metrics.csv, wherever the workers are."""
+    """Prints a line for the first step and every epoch that appear in a run's folder, wherever the workers are."""
 
-    def __init__(self, run: Folder, epochs: int) -> None:
+    def __init__(self, run: Folder, epochs: int, started_at: float) -> None:
         self._run = run
         self._epochs = epochs
+        self._started_at = started_at
+        self._saw_first_step = False
         self._printed = 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
@@ -155,6 +172,10 @@ class Follower:
         self._print_new_rows()
 
     def _print_new_rows(self) -> None:
+        first_step = 0.0 if self._saw_first_step else read_startup(self._run).get("first step", 0.0)
+        if first_step > self._started_at:
+            print(f"Started:   first step {first_step - self._started_at:.1f} s after the command", flush=True)
+            self._saw_first_step = True
         rows = read_metrics(self._run)
         # A restart takes the last epochs back: print them again once they are done again.
         self._printed = min(self._printed, len(rows))

@@ -25,7 +25,7 @@ from vgg_ddp.metrics import Sums
 from vgg_ddp.model import build_model
 from vgg_ddp.optim import lr_at
 from vgg_ddp.replica import Replica
-from vgg_ddp.report import Row, write_metrics, write_model
+from vgg_ddp.report import Row, write_metrics, write_model, write_startup
 from vgg_ddp.saving import Saver
 from vgg_ddp.storage import Folder
 
@@ -43,8 +43,9 @@ class Job:
         run: the run folder; None in a process of torchrun's that is not rank 0, which then asks rank 0.
         use_gpu: whether each worker has a GPU of its own.
         is_local: whether Ray's local mode runs the loop, in the driver's process.
+        phases: when each phase of starting up was over so far, in seconds since 1970.
         batch_norm: False only in tests, for a model whose gradients do not depend on how a batch is split.
-        stop_requested: whether a signal has asked this process to save and stop; under Ray, signals reach the driver.
+        stop_requested: whether this run has been asked to save and stop.
     """
 
     config: TrainConfig
@@ -52,6 +53,7 @@ class Job:
     run: Folder | None
     use_gpu: bool
     is_local: bool
+    phases: dict[str, float] = field(default_factory=dict)
     batch_norm: bool = True
     stop_requested: Callable[[], bool] | None = None
 
@@ -83,6 +85,7 @@ class Progress:
 def train_loop(settings: dict[str, Job]) -> Outcome:
     """Train on this worker, together with the others, until the last epoch or a common decision to stop."""
     job = settings["job"]
+    phases = job.phases | {"workers started": time.time()}
     if not job.is_local:
         # Ray logs every report in full at this level, to a logger outside its own hierarchy.
         logging.getLogger().setLevel(logging.WARNING)
@@ -92,7 +95,9 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
     dataset = ray.get(job.dataset) if isinstance(job.dataset, ray.ObjectRef) else job.dataset
     run, precision, newest = from_rank_zero(lambda: _start(job, device))
     worker = Worker(job, dataset, run, precision, device, context.get_world_rank(), context.get_world_size())
+    phases["model built"] = time.time()
     outcome = worker.resume(newest) if newest else None
+    worker.phases = phases
     while not outcome and len(worker.progress.rows) < job.config.epochs:
         outcome = worker.train_epoch()
     worker.saver.wait()
@@ -148,7 +153,9 @@ class Worker:
         self.progress = Progress()
         self.sums = Sums(device)
         self.saver = Saver(run, job.is_local, rank)
-        self.control = Control(device, config.checkpoint_every_seconds, job.stop_requested)
+        # Under Ray one look is enough; under torchrun a signal may reach any of the processes.
+        stop_requested = job.stop_requested if rank == 0 or job.is_local else None
+        self.control = Control(device, config.checkpoint_every_seconds, stop_requested)
         self.replica = Replica(
             build_model(len(dataset.class_names), config.seed, job.batch_norm),
             device,
@@ -157,6 +164,7 @@ class Worker:
             {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay},
         )
         self.replica.settle_reducer(config.image_size)
+        self.phases: dict[str, float] = {}
 
     def resume(self, name: str) -> Outcome | None:
         """Take up a checkpoint; an outcome if it cannot belong to this run."""
@@ -191,6 +199,8 @@ class Worker:
         while progress.step < end_step:
             self._train_step(plan, progress.step - epoch * self.steps_per_epoch)
             progress.seconds = time.monotonic() - started
+            if self.phases:
+                self._note_first_step()
             if progress.step % self.control.steps_between_decisions and progress.step < end_step:
                 continue
             decision = self.control.decide()
@@ -223,6 +233,14 @@ class Worker:
         self.sums.add(loss_sum, logits, labels)
         self.control.watch(self.progress.step, loss_sum)
         self.progress.step += 1
+
+    def _note_first_step(self) -> None:
+        """Write down how long it took from the command to here. A device-to-host sync, once in a run."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if self.rank == 0:
+            write_startup(self.run, self.phases | {"first step": time.time()})
+        self.phases = {}
 
     def _finish_epoch(self, epoch: int, started: float) -> None:
         """Evaluate and note the epoch's row of metrics. Collectives and a device-to-host sync."""

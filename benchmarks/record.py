@@ -1,0 +1,36 @@
+"""What every benchmark writes next to its numbers: the machine, the versions, the settings."""
+
+import json
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+def processor() -> str:
+    """Name of this machine's processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, memory, versions, and how busy the machine was."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "load_average": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "ray")},
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def write_json(path: Path | None, results: dict[str, Any]) -> None:
+    """Write the results with a description of the machine, where a path is given."""
+    if path:
+        path.write_text(json.dumps({"machine": describe_machine(), **results}, indent=2) + "\n")
+        print(f"written to {path}")

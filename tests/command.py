@@ -1,0 +1,36 @@
+"""The project's commands, as tests start them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MAIN = ROOT / "ray_app" / "main.py"
+PREDICT = ROOT / "ray_app" / "predict.py"
+SAMPLE = ROOT / "ray_app" / "sample"
+MARK = "VGG_TEST_MARK"
+
+
+def run_main(*flags: object, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a person does, and wait for it."""
+    command = [sys.executable, str(MAIN), *map(str, flags)]
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def processes_marked(mark: str) -> list[str]:
+    """Command lines of the live processes that inherited an environment with this mark."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            environment = (entry / "environ").read_bytes()
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if f"{MARK}={mark}\0".encode() in environment and command:
+            found.append(command.replace(b"\0", b" ").decode(errors="replace"))
+    return found

@@ -1,0 +1,48 @@
+"""One Ray cluster for all tests that train in this process."""
+
+import dataclasses
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from vgg_ddp import cluster
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.data import Dataset, find_source, load_dataset
+from vgg_ddp.report import Row, read_metrics
+from vgg_ddp.storage import Folder
+from vgg_ddp.train import Job, Outcome
+from vgg_ddp.trainer import build_trainer
+
+Train = Callable[..., tuple[Outcome, list[Row]]]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(private_home: Path) -> Iterator[None]:  # noqa: ARG001 - Ray has to start in the private home
+    cluster.connect("local")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tiny_data: Path) -> Dataset:
+    return load_dataset(find_source(str(tiny_data), ""), 32)
+
+
+@pytest.fixture
+def train(ray_cluster: None, tiny_dataset: Dataset, tmp_path: Path) -> Train:  # noqa: ARG001 - needs the cluster
+    """Trains on the tiny data under the shared cluster; gives the outcome and the rows of metrics."""
+
+    def run(num_workers: int, batch_norm: bool = True, **settings: object) -> tuple[Outcome, list[Row]]:
+        config = dataclasses.replace(TrainConfig(num_workers=1, batch_size=24, precision="fp32"), **settings)
+        config = dataclasses.replace(config, num_workers=num_workers)
+        folder = Folder.at(str(tmp_path)) / f"run-{num_workers}-{uuid.uuid4().hex[:6]}"
+        job = Job(config, ray.put(tiny_dataset), folder, use_gpu=False, is_local=False, batch_norm=batch_norm)
+        share = min(1.0, int((os.cpu_count() or 1) / num_workers * 10_000) / 10_000)
+        outcome: Outcome = build_trainer(job, folder, {"CPU": share}).fit().return_value
+        return outcome, read_metrics(folder)
+
+    return run

@@ -1,0 +1,125 @@
+"""The command, as a person runs it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command import MAIN, MARK, PREDICT, processes_marked, run_main
+
+FLAGS = ("--batch-size", 24, "--precision", "fp32", "--lr", 0.02)
+RUN_FILES = ["config.json", "curves.png", "metrics.csv", "model.safetensors", "startup.json"]
+
+
+@pytest.fixture(scope="module")
+def two_worker_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Folder and output of a finished run of two Ray workers, the command given in an empty folder."""
+    cwd = tmp_path_factory.mktemp("two-workers")
+    result = run_main("--num-workers", 2, "--data", tiny_data, "--epochs", 2, "--run-name", "ray", *FLAGS, cwd=cwd)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return cwd / "runs" / "ray", result.stdout
+
+
+def test_two_workers_leave_a_whole_run_folder(two_worker_run: tuple[Path, str]) -> None:
+    run, _ = two_worker_run
+    names = sorted(path.name for path in run.iterdir() if not path.name.startswith((".", "checkpoint")))
+    assert names == RUN_FILES
+    assert len((run / "metrics.csv").read_text().splitlines()) == 3
+    assert json.loads((run / "config.json").read_text())["batch_size"] == 24
+
+
+def test_output_names_the_dashboard_the_folder_and_each_epoch(two_worker_run: tuple[Path, str]) -> None:
+    run, output = two_worker_run
+    assert re.search(r"Dashboard: http://127\.0\.0\.1:\d+", output)
+    assert str(run) in output
+    assert re.search(r"first step \d+\.\d s after the command", output)
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("epoch")] == ["1/2", "2/2"]
+    assert "test accuracy" in output
+
+
+def test_predict_gives_the_accuracy_that_training_ended_with(two_worker_run: tuple[Path, str], tiny_data: Path) -> None:
+    run, output = two_worker_run
+    command = [sys.executable, str(PREDICT), str(run), "--data", str(tiny_data)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    accuracy = re.search(r"accuracy (\S+%)", result.stdout)
+    assert accuracy and f"test accuracy      {accuracy[1]}" in output
+
+
+def test_torchrun_trains_the_same_weights_as_two_ray_workers(
+    two_worker_run: tuple[Path, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    torchrun = Path(sys.executable).with_name("torchrun")
+    flags = ["--num-workers", 0, "--data", tiny_data, "--epochs", 2, "--run-name", "torchrun", *FLAGS]
+    command = [torchrun, "--nproc-per-node=2", MAIN, *flags]
+    result = subprocess.run([str(part) for part in command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (tmp_path / "runs/torchrun/model.safetensors").read_bytes() == (
+        two_worker_run[0] / "model.safetensors"
+    ).read_bytes()
+    assert "Reported metrics" not in result.stderr
+
+
+def test_finished_run_says_so_and_more_epochs_train_it_further(
+    two_worker_run: tuple[Path, str], tmp_path: Path
+) -> None:
+    run, _ = two_worker_run
+    shutil.copytree(run, tmp_path / "runs" / "ray")
+    again = run_main("--resume", "ray", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "is finished already" in again.stdout
+    # A run of Ray's goes on without it, too.
+    further = run_main("--resume", "ray", "--epochs", 3, "--num-workers", 0, cwd=tmp_path)
+    assert further.returncode == 0, further.stdout + further.stderr
+    assert len((tmp_path / "runs/ray/metrics.csv").read_text().splitlines()) == 4
+
+
+def test_damaged_checkpoint_is_told_and_the_one_before_it_used(tiny_data: Path, tmp_path: Path) -> None:
+    common = ("--num-workers", 0, "--data", tiny_data, "--checkpoint-every-seconds", 0.01, *FLAGS)
+    assert run_main(*common, "--epochs", 2, "--run-name", "whole", cwd=tmp_path).returncode == 0
+    run = tmp_path / "runs" / "whole"
+    reference = (run / "model.safetensors").read_bytes()
+    older, newest = sorted(path for path in run.iterdir() if path.name.startswith("checkpoint_"))
+    with (newest / "state.pt").open("r+b") as file:
+        file.truncate(1000)
+    (run / "model.safetensors").unlink()
+    result = run_main("--resume", "whole", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"{newest.name} is damaged" in result.stderr + result.stdout
+    assert "using the one before it" in result.stderr + result.stdout
+    assert older.name < newest.name
+    assert (run / "model.safetensors").read_bytes() == reference
+
+
+@pytest.mark.parametrize(("signal_number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signalled_ray_run_ends_in_time_and_resumes_to_the_same_weights(
+    signal_number: int, exit_code: int, two_worker_run: tuple[Path, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    flags = ["--num-workers", 2, "--data", tiny_data, "--epochs", 2, "--run-name", "stopped", *FLAGS]
+    command = [sys.executable, str(MAIN), *map(str, flags)]
+    environment = os.environ | {MARK: tmp_path.name}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("Started:"):
+                break
+        process.send_signal(signal_number)
+        started = time.monotonic()
+        output = process.stdout.read()
+        assert process.wait(60) == exit_code, output
+    seconds = time.monotonic() - started
+    assert seconds < (30 if signal_number == signal.SIGTERM else 5)
+    assert "--resume stopped" in output
+    assert processes_marked(tmp_path.name) == []
+    if signal_number == signal.SIGTERM:
+        assert list((tmp_path / "runs" / "stopped").glob("checkpoint_*/manifest.json"))
+        result = run_main("--resume", "stopped", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        reference = two_worker_run[0] / "model.safetensors"
+        assert (tmp_path / "runs/stopped/model.safetensors").read_bytes() == reference.read_bytes()

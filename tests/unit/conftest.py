@@ -1,0 +1,93 @@
+"""Small inputs that several of the fast tests share."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from vgg_ddp.report import COLUMNS, Row
+from vgg_ddp.storage import Folder
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@pytest.fixture
+def encode() -> Callable[..., bytes]:
+    """Encode pixels with Pillow."""
+
+    def encode_pixels(pixels: Pixels, kind: str = "PNG") -> bytes:
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, kind)
+        return stream.getvalue()
+
+    return encode_pixels
+
+
+@pytest.fixture
+def random_pixels() -> Pixels:
+    """Six images of 32 x 32 pixels."""
+    return np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def make_parquet(encode: Callable[..., bytes]) -> Callable[..., Path]:
+    """Write a Parquet file of images (pixels, encoded bytes or None) and labels, as the `datasets` library would."""
+
+    def write(
+        file: Path,
+        images: Sequence[Pixels | bytes | None],
+        labels: Sequence[int | None],
+        column: str = "img",
+        struct: bool = True,
+        class_names: Sequence[str] | None = None,
+    ) -> Path:
+        encoded = [encode(image) if isinstance(image, np.ndarray) else image for image in images]
+        if struct:
+            kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+            image_column = pa.array([{"bytes": content, "path": None} for content in encoded], kind)
+        else:
+            image_column = pa.array(encoded, pa.binary())
+        table = pa.table({column: image_column, "label": pa.array(labels, pa.int64())})
+        if class_names is not None:
+            features = {"label": {"names": list(class_names), "_type": "ClassLabel"}}
+            table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+        file.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, file)
+        return file
+
+    return write
+
+
+@pytest.fixture
+def data_folder(tmp_path: Path, make_parquet: Callable[..., Path], random_pixels: Pixels) -> Path:
+    """A folder with four training and two test images of two classes."""
+    folder = tmp_path / "images"
+    make_parquet(folder / "train.parquet", random_pixels[:4], [0, 1, 0, 1])
+    make_parquet(folder / "test.parquet", random_pixels[4:], [1, 0])
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Folder:
+    """A run folder that does not exist yet."""
+    return Folder.at(str(tmp_path / "runs" / "run"))
+
+
+@pytest.fixture
+def make_rows() -> Callable[[int], list[Row]]:
+    """Rows of metrics for the first epochs of a run: every number differs."""
+
+    def rows(epochs: int) -> list[Row]:
+        return [
+            {name: epoch + 1.0 if name == "epoch" else epoch + index / 16 for index, name in enumerate(COLUMNS)}
+            for epoch in range(epochs)
+        ]
+
+    return rows

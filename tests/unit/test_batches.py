@@ -1,0 +1,114 @@
+"""The order, the slices and the augmentation of batches, against torch and counts by hand."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.functional import normalize as torchvision_normalize
+
+from vgg_ddp.batches import EpochPlan, augment, normalize, plan_epoch, rank_range
+
+
+def same(first: EpochPlan, second: EpochPlan) -> tuple[bool, bool, bool]:
+    return (
+        torch.equal(first.order, second.order),
+        torch.equal(first.flip, second.flip),
+        torch.equal(first.shift, second.shift),
+    )
+
+
+def test_plan_depends_on_seed_and_epoch_only() -> None:
+    torch.manual_seed(1)
+    np.random.seed(1)
+    plan = plan_epoch(200, seed=3, epoch=5, max_shift=2)
+    torch.manual_seed(2)
+    np.random.seed(2)
+    plan_epoch(200, seed=3, epoch=4, max_shift=2)
+    assert same(plan, plan_epoch(200, seed=3, epoch=5, max_shift=2)) == (True, True, True)
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(3, 6), (4, 5), (5, 3)])
+def test_other_seed_or_epoch_gives_another_plan(seed: int, epoch: int) -> None:
+    plan = plan_epoch(200, seed=3, epoch=5, max_shift=2)
+    assert same(plan, plan_epoch(200, seed, epoch, max_shift=2)) == (False, False, False)
+
+
+def test_plan_leaves_the_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    plan_epoch(10, seed=0, epoch=0, max_shift=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_order_is_a_permutation_of_all_images() -> None:
+    order = plan_epoch(1001, seed=0, epoch=0, max_shift=2).order
+    assert order.dtype == torch.int64
+    assert sorted(order.tolist()) == list(range(1001))
+    assert order.tolist() != list(range(1001))
+
+
+def test_half_of_the_images_are_mirrored_and_all_shifts_occur() -> None:
+    plan = plan_epoch(10_000, seed=0, epoch=0, max_shift=2)
+    # Five standard deviations of a fair coin.
+    assert abs(plan.flip.double().mean().item() - 0.5) < 0.025
+    for axis in range(2):
+        values, counts = plan.shift[:, axis].unique(return_counts=True)
+        assert values.tolist() == [-2, -1, 0, 1, 2]
+        assert (counts - 2000).abs().max() < 200
+
+
+@pytest.mark.parametrize("count", [3, 7, 128, 500])
+@pytest.mark.parametrize("world_size", range(1, 8))
+def test_slices_of_all_ranks_cover_everything_once(count: int, world_size: int) -> None:
+    slices = [rank_range(count, rank, world_size) for rank in range(world_size)]
+    assert [index for part in slices for index in part] == list(range(count))
+    sizes = [len(part) for part in slices]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def by_hand(image: Tensor, top: int, left: int, flip: bool, pad: int) -> Tensor:
+    """Reflection padding, crop and mirror of one image (H, W, 3)."""
+    height, width = image.shape[:2]
+    padded = F.pad(image.permute(2, 0, 1)[None].double(), (pad, pad, pad, pad), mode="reflect")[0]
+    cropped = padded[:, pad + top : pad + top + height, pad + left : pad + left + width]
+    return (cropped.flip(2) if flip else cropped).permute(1, 2, 0).to(torch.uint8)
+
+
+@pytest.mark.parametrize("max_shift", [1, 2, 7])
+def test_augmentation_equals_reflection_padding_crop_and_flip(max_shift: int) -> None:
+    images = torch.randint(0, 256, (40, 8, 9, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    plan = plan_epoch(len(images), seed=1, epoch=0, max_shift=max_shift)
+    index = plan.order[5:37]
+    expected = torch.stack(
+        [by_hand(images[i], *plan.shift[i].tolist(), bool(plan.flip[i]), max_shift) for i in index.tolist()]
+    )
+    augmented = augment(images, index, plan)
+    assert augmented.dtype == torch.uint8
+    assert torch.equal(augmented, expected)
+
+
+def test_shift_0_leaves_images_as_they_are() -> None:
+    images = torch.randint(0, 256, (20, 8, 8, 3), dtype=torch.uint8)
+    plan = plan_epoch(len(images), seed=1, epoch=0, max_shift=0)
+    assert torch.equal(augment(images, plan.order, plan), images[plan.order])
+
+
+def test_normalize_equals_torchvision() -> None:
+    images = torch.randint(0, 256, (4, 8, 9, 3), dtype=torch.uint8)
+    mean, std = torch.tensor([120.0, 110.0, 90.0]), torch.tensor([60.0, 50.0, 70.0])
+    normalized = normalize(images, mean, std, torch.float32)
+    expected = torchvision_normalize(images.permute(0, 3, 1, 2).float(), mean.tolist(), std.tolist())
+    torch.testing.assert_close(normalized, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalize_gives_channels_last_of_the_dtype(dtype: torch.dtype) -> None:
+    normalized = normalize(torch.zeros(2, 8, 9, 3, dtype=torch.uint8), torch.zeros(3), torch.ones(3), dtype)
+    assert normalized.shape == (2, 3, 8, 9)
+    assert normalized.dtype == dtype
+    assert normalized.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_normalize_refuses_images_that_are_floats() -> None:
+    with pytest.raises(TypeError, match="uint8"):
+        normalize(torch.zeros(1, 8, 8, 3), torch.zeros(3), torch.ones(3), torch.float32)

@@ -1,0 +1,119 @@
+"""Every setting is checked before anything starts."""
+
+import dataclasses
+
+import pytest
+
+from vgg_ddp.config import TRAJECTORY_FIELDS, TrainConfig, check_divisible
+from vgg_ddp.flags import UsageError
+
+NAN, INFINITY = float("nan"), float("inf")
+BELOW_ONE = "a number from 0 up to, but not including, 1"
+
+WRONG = [
+    ("epochs", 0, "a positive number"),
+    ("epochs", -1, "a positive number"),
+    ("batch_size", 0, "a positive number"),
+    ("batch_size", -128, "a positive number"),
+    ("num_workers", -1, "zero or a positive number"),
+    ("weight_decay", -1e-4, "zero or a positive number"),
+    ("weight_decay", NAN, "zero or a positive number"),
+    ("augment_shift", -1, "zero or a positive number"),
+    ("augment_shift", 32, "less than --image-size"),
+    ("max_failures", -1, "zero or a positive number"),
+    ("seed", -1, "zero or a positive number"),
+    ("lr", 0.0, "a positive number"),
+    ("lr", -0.1, "a positive number"),
+    ("lr", NAN, "a positive number"),
+    ("lr", INFINITY, "a positive number"),
+    ("checkpoint_every_seconds", 0.0, "a positive number of seconds"),
+    ("checkpoint_every_seconds", NAN, "a positive number of seconds"),
+    ("momentum", 1.0, BELOW_ONE),
+    ("momentum", -0.1, BELOW_ONE),
+    ("momentum", NAN, BELOW_ONE),
+    ("label_smoothing", 1.0, BELOW_ONE),
+    ("label_smoothing", -0.1, BELOW_ONE),
+    ("label_smoothing", NAN, BELOW_ONE),
+    ("image_size", 31, "at least 32 pixels"),
+    ("run_name", "../up", "letters, digits"),
+    ("run_name", "", "letters, digits"),
+    ("run_name", ".hidden", "letters, digits"),
+    ("run_name", "line\n", "letters, digits"),
+    ("resume", "a/b", "letters, digits"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), WRONG)
+def test_wrong_value_is_refused_by_flag_and_expectation(name: str, value: object, expected: str) -> None:
+    with pytest.raises(UsageError) as error:
+        TrainConfig(**{name: value})  # type: ignore[arg-type]
+    message = str(error.value)
+    assert message.startswith(f"--{name.replace('_', '-')} {value}: expected ")
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 1),
+        ("num_workers", 0),
+        ("weight_decay", 0.0),
+        ("augment_shift", 0),
+        ("augment_shift", 31),
+        ("max_failures", 0),
+        ("seed", 0),
+        ("momentum", 0.0),
+        ("label_smoothing", 0.0),
+        ("image_size", 33),
+        ("checkpoint_every_seconds", INFINITY),
+        ("run_name", "2026-01-01_vgg.11"),
+    ],
+)
+def test_value_at_the_edge_is_accepted(name: str, value: object) -> None:
+    config = TrainConfig(**{name: value})  # type: ignore[arg-type]
+    assert getattr(config, name) == value
+
+
+def test_run_cannot_be_named_and_resumed_at_once() -> None:
+    with pytest.raises(UsageError, match="--resume a: expected no --run-name"):
+        TrainConfig(resume="a", run_name="b")
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_workers", "near"),
+    [(128, 3, "126 or 129"), (10, 4, "8 or 12"), (2, 5, "5")],
+)
+def test_uneven_batch_is_refused_with_the_nearest_even_ones(batch_size: int, num_workers: int, near: str) -> None:
+    with pytest.raises(UsageError) as error:
+        TrainConfig(batch_size=batch_size, num_workers=num_workers)
+    assert str(error.value) == (
+        f"--batch-size {batch_size} cannot be split evenly over {num_workers} workers: use --batch-size {near}."
+    )
+
+
+def test_even_batch_is_accepted() -> None:
+    check_divisible(12, 4)
+    assert TrainConfig(batch_size=7, num_workers=0).batch_size == 7
+
+
+def test_config_round_trips_through_a_dict() -> None:
+    config = TrainConfig(epochs=3, run_name="a", lr=0.3, compile=True)
+    assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+def test_saved_config_of_another_version_is_completed_with_defaults() -> None:
+    assert TrainConfig.from_dict({"epochs": 3, "no_such_field": 1}) == TrainConfig(epochs=3)
+
+
+def test_saved_config_is_checked_again() -> None:
+    with pytest.raises(UsageError, match="--epochs 0"):
+        TrainConfig.from_dict({"epochs": 0})
+
+
+def test_config_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().epochs = 2  # type: ignore[misc]
+
+
+def test_trajectory_fields_are_fields() -> None:
+    assert set(TRAJECTORY_FIELDS) <= {field.name for field in dataclasses.fields(TrainConfig)}
