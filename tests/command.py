@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,9 +22,9 @@ def run_main(*flags: object, cwd: Path, timeout: float = 300, **environment: str
     )
 
 
-def processes_marked(mark: str) -> list[str]:
-    """Command lines of the live processes that inherited an environment with this mark."""
-    found = []
+def processes_marked(mark: str) -> dict[int, str]:
+    """Process ids and command lines of the live processes that inherited an environment with this mark."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -32,5 +34,13 @@ def processes_marked(mark: str) -> list[str]:
         except OSError:
             continue
         if f"{MARK}={mark}\0".encode() in environment and command:
-            found.append(command.replace(b"\0", b" ").decode(errors="replace"))
+            found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
     return found
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait for a condition; fail the test if it does not come true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.1)

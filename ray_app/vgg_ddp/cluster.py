@@ -83,7 +83,9 @@ def place_workers(config: TrainConfig) -> Placement:
         UsageError: if there are fewer GPUs than --device gpu needs.
     """
     resources = ray.cluster_resources()
-    cpus, gpus, workers = resources.get("CPU", 0.0), int(resources.get("GPU", 0)), config.num_workers
+    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
+    # An elastic run starts with what is there.
+    workers = config.min_workers or config.num_workers
     if config.device == "gpu" and gpus < workers:
         raise UsageError(
             f"--device gpu --num-workers {workers}: Ray sees {gpus} GPU{'s'[: gpus != 1]}; ask for at most as many "
@@ -93,7 +95,7 @@ def place_workers(config: TrainConfig) -> Placement:
     if config.device == "auto" and gpus and not use_gpu:
         print(f"NOTE: {gpus} GPU(s) for {workers} workers: training on CPUs. Use --num-workers {gpus} for the GPUs.")
     # Ray keeps four decimals: round down, so that the parts fit into the whole.
-    cpu_share = 1.0 if cpus >= workers else int(cpus / workers * 10_000) / 10_000
+    cpu_share = 1.0 if cpus >= workers or config.min_workers else int(cpus / workers * 10_000) / 10_000
     per_worker = {"CPU": cpu_share} | ({"GPU": 1.0} if use_gpu else {})
     return Placement(per_worker, use_gpu)
 

@@ -28,6 +28,9 @@ class TrainConfig:
 
     num_workers: int = 4
     """DDP workers, one GPU each where there are enough. 0: no Ray cluster, this process (or torchrun's) trains."""
+    min_workers: int | None = None
+    """Fewest workers to train with: the run then starts with the GPUs or CPUs that are there, and shrinks and grows
+    with the cluster, up to --num-workers. The global batch stays. Unset: always --num-workers."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto: GPUs where there is one for every worker, else the CPU."""
     address: str | None = None
@@ -95,7 +98,11 @@ class TrainConfig:
             valid = value is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value)
             self._expect(name, bool(valid), "letters, digits, '.', '_' and '-' only, since it names a folder")
         self._expect("resume", not (self.resume and self.run_name), "no --run-name next to it: both name the run")
-        check_divisible(self.batch_size, max(1, self.num_workers))
+        if self.min_workers is None:
+            check_divisible(self.batch_size, max(1, self.num_workers))
+        else:
+            self._expect("min_workers", 1 <= self.min_workers <= self.num_workers, "1 up to --num-workers")
+            self._expect("batch_size", self.batch_size >= self.num_workers, "an image or more for every worker")
 
     def _expect(self, name: str, valid: bool, expected: str) -> None:
         if not valid:

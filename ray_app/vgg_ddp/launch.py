@@ -3,7 +3,6 @@
 import os
 import sys
 import time
-import traceback
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -110,6 +109,7 @@ def _fit(run: Run, dataset: Dataset, placement: "Placement", phases: dict[str, f
     import ray
     from ray.train import TrainingFailedError
 
+    from vgg_ddp.failures import describe
     from vgg_ddp.signals import StopFlag, call_interruptibly
     from vgg_ddp.train import Job
     from vgg_ddp.trainer import build_trainer
@@ -128,9 +128,8 @@ def _fit(run: Run, dataset: Dataset, placement: "Placement", phases: dict[str, f
     try:
         outcome: Outcome = call_interruptibly(trainer.fit, stop_flag.put_up).return_value
     except TrainingFailedError as error:
-        failures = getattr(error, "worker_failures", {})
-        first = failures[min(failures)] if failures else error
-        traceback.print_exception(first, file=sys.stderr)
+        failures = getattr(error, "worker_failures", None)
+        print(describe(failures) if failures else str(error), file=sys.stderr)
         return None
     return outcome
 

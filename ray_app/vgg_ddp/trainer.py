@@ -3,12 +3,16 @@
 import posixpath
 
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
+from vgg_ddp.failures import FailureReporter
 from vgg_ddp.storage import Folder
 from vgg_ddp.train import Job, train_loop
 
 CONTROLLER_FAILURES = 3
+COLLECTIVE_TIMEOUT_SECONDS = 600
+# A resize restarts the workers from the newest checkpoint: rarely enough not to do so all the time.
+SECONDS_BETWEEN_RESIZE_CHECKS = 30.0
 
 
 def build_trainer(job: Job, run: Folder, resources_per_worker: dict[str, float]) -> TorchTrainer:
@@ -18,8 +22,10 @@ def build_trainer(job: Job, run: Folder, resources_per_worker: dict[str, float])
     return TorchTrainer(
         train_loop,
         train_loop_config={"job": job},
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
+            num_workers=(config.min_workers, config.num_workers) if config.min_workers else config.num_workers,
+            elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZE_CHECKS,
             use_gpu=job.use_gpu,
             resources_per_worker=resources_per_worker,
         ),
@@ -33,5 +39,6 @@ def build_trainer(job: Job, run: Folder, resources_per_worker: dict[str, float])
                 controller_failure_limit=CONTROLLER_FAILURES,
             ),
             logging_config=LoggingConfig(log_level="WARNING"),
+            callbacks=[FailureReporter(config.max_failures)],
         ),
     )

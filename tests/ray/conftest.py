@@ -36,11 +36,17 @@ def tiny_dataset(tiny_data: Path) -> Dataset:
 def train(ray_cluster: None, tiny_dataset: Dataset, tmp_path: Path) -> Train:  # noqa: ARG001 - needs the cluster
     """Trains on the tiny data under the shared cluster; gives the outcome and the rows of metrics."""
 
-    def run(num_workers: int, batch_norm: bool = True, **settings: object) -> tuple[Outcome, list[Row]]:
+    def run(
+        num_workers: int,
+        batch_norm: bool = True,
+        stop_requested: Callable[[], bool] | None = None,
+        **settings: object,
+    ) -> tuple[Outcome, list[Row]]:
         config = dataclasses.replace(TrainConfig(num_workers=1, batch_size=24, precision="fp32"), **settings)
         config = dataclasses.replace(config, num_workers=num_workers)
         folder = Folder.at(str(tmp_path)) / f"run-{num_workers}-{uuid.uuid4().hex[:6]}"
-        job = Job(config, ray.put(tiny_dataset), folder, use_gpu=False, is_local=False, batch_norm=batch_norm)
+        dataset = ray.put(tiny_dataset)
+        job = Job(config, dataset, folder, False, False, batch_norm=batch_norm, stop_requested=stop_requested)
         share = min(1.0, int((os.cpu_count() or 1) / num_workers * 10_000) / 10_000)
         outcome: Outcome = build_trainer(job, folder, {"CPU": share}).fit().return_value
         return outcome, read_metrics(folder)

@@ -1,0 +1,83 @@
+"""Wrong input ends with one line on stderr and exit code 2, and leaves no run folder."""
+
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from command import run_main
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port of this machine where nothing listens."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+def assert_refused(cwd: Path, *flags: object, expected: tuple[str, ...]) -> None:
+    result = run_main(*flags, cwd=cwd)
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1, result.stderr
+    for text in expected:
+        assert text in lines[0]
+    assert not list(cwd.glob("runs/*"))
+
+
+def test_more_gpus_than_there_are(tmp_path: Path) -> None:
+    flags = ("--device", "gpu", "--num-workers", 64, "--batch-size", 64, "--data", "sample")
+    assert_refused(tmp_path, *flags, expected=("--device gpu", "--num-workers 64", "--device cpu"))
+
+
+def test_gpu_without_ray_on_a_machine_without_one(tmp_path: Path) -> None:
+    result = run_main("--device", "gpu", "--num-workers", 0, "--data", "sample", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 2
+    assert "--device gpu" in result.stderr.splitlines()[-1]
+
+
+def test_address_where_nothing_answers(tmp_path: Path, closed_port: int) -> None:
+    address = f"127.0.0.1:{closed_port}"
+    assert_refused(tmp_path, "--address", address, "--data", "sample", expected=(address, "nothing answers"))
+
+
+def test_address_auto_without_a_cluster(tmp_path: Path) -> None:
+    assert_refused(tmp_path, "--address", "auto", "--data", "sample", expected=("--address auto", "no Ray cluster"))
+
+
+def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    flags = ("--storage-path", file / "runs", "--data", "sample", "--num-workers", 0)
+    assert_refused(tmp_path, *flags, expected=("--storage-path", "cannot be written"))
+
+
+def test_batch_larger_than_the_training_set(tmp_path: Path, tiny_data: Path) -> None:
+    flags = ("--data", tiny_data, "--batch-size", 256, "--num-workers", 0)
+    assert_refused(tmp_path, *flags, expected=("--batch-size 256", "240 training images"))
+
+
+def test_broken_image_names_file_and_row(tmp_path: Path, tiny_data: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for split in ("train", "test"):
+        rows = pq.read_table(tiny_data / f"{split}.parquet").to_pylist()
+        if split == "train":
+            rows[7]["img"]["bytes"] = rows[7]["img"]["bytes"][:100]
+        pq.write_table(pq.read_table(tiny_data / f"{split}.parquet").from_pylist(rows), data / f"{split}.parquet")
+    assert_refused(tmp_path, "--data", data, "--num-workers", 0, expected=("row 7 of train.parquet", "broken image"))
+
+
+def test_resume_with_other_images_is_refused(tmp_path: Path, tiny_data: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_data, data)
+    flags = ("--num-workers", 0, "--batch-size", 60, "--epochs", 1, "--data", data)
+    assert run_main(*flags, "--run-name", "run", cwd=tmp_path).returncode == 0
+    pq.write_table(pq.read_table(tiny_data / "train.parquet").slice(0, 120), data / "train.parquet")
+    result = run_main("--resume", "run", "--epochs", 2, cwd=tmp_path)
+    assert result.returncode == 2
+    assert "was trained on other images" in result.stderr.splitlines()[-1]
