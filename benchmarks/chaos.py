@@ -2,7 +2,7 @@
 
     python benchmarks/chaos.py --rounds 20 --seed 0
 
-Each round trains the bundled sample (or --data) under Ray Train and does one thing to it after a random number of steps:
+Each round trains the bundled sample (or --data) under Ray Train and does one thing to it at a random step:
 
     worker kill     kill -9 of one worker; Ray Train restarts all from the newest checkpoint
     driver kill     kill -9 of the command; what it started must be gone; the run is resumed
@@ -191,11 +191,8 @@ def main() -> int:
             model = folder / "runs/chaos/model.safetensors"
             result.same = model.exists() and model.read_bytes() == reference
             rounds.append(result)
-            verdict = "the same" if result.same else "DIFFERENT"
-            print(
-                f"{number:>5}  {kind:<12} {result.step:>7} {result.recovery_seconds:>10.1f}  {verdict} {result.problem}",
-                flush=True,
-            )
+            verdict = f"{'the same' if result.same else 'DIFFERENT'} {result.problem}"
+            print(f"{number:>5}  {kind:<12} {result.step:>7} {result.recovery_seconds:>10.1f}  {verdict}", flush=True)
     bad = [result for result in rounds if not result.same or result.problem]
     print(f"\n{len(rounds) - len(bad)} of {len(rounds)} rounds without a difference")
     settings = {"rounds": options.rounds, "seed": options.seed, "flags": json.loads(json.dumps(flags, default=str))}

@@ -18,8 +18,12 @@ PACKAGE = Path(__file__).resolve().parent
 CONNECT_SECONDS = 5.0
 LOOPBACK = "127.0.0.1"
 
-# What Ray Train's defaults cost on small machines: a report waits for the controller's next poll, every 2 s by default.
-RAY_ENVIRONMENT = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25"}
+RAY_ENVIRONMENT = {
+    # A report waits for the controller's next poll, which comes every 2 s by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # A node that is about to go leaves little time for a checkpoint: by default 5 s pass before the workers hear of it.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+}
 LOCAL_ENVIRONMENT = {
     # One machine has no node that could go before the others: the watcher for that would only take time to start.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",

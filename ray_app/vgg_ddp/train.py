@@ -177,6 +177,8 @@ class Worker:
             return Outcome("refused", f"{self.run / name} cannot be resumed: {error}.")
         self.progress = Progress(state["step"], state["seconds"], state["rows"])
         self.sums.restart_from(state["sums"], self.rank)
+        if self.rank == 0:
+            print(f"Resumed at step {self.progress.step} from {name}, {self.world_size} worker(s)", flush=True)
         return None
 
     def save(self) -> None:

@@ -1,0 +1,98 @@
+"""What a run does when nodes of its cluster go and come: several raylets on this machine, as Ray tests itself."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from command import MAIN, free_port, wait_until
+
+DRAIN_SECONDS = 10
+
+
+@pytest.fixture
+def cluster(private_home: Path) -> Iterator[Cluster]:  # noqa: ARG001 - Ray has to start in the private home
+    # A cluster that an earlier test left connected would be joined instead.
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": free_port()})
+    yield cluster
+    cluster.shutdown()
+
+
+def drain(cluster: Cluster, node_id: str) -> None:
+    """Tell Ray that a node will be reclaimed, as the agent on a spot instance does."""
+    ray_command = Path(sys.executable).with_name("ray")
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "reclaimed"]
+    deadline = ["--deadline-remaining-seconds", str(DRAIN_SECONDS)]
+    command = [str(ray_command), "drain-node", "--address", cluster.address, "--node-id", node_id, *reason, *deadline]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def checkpoint_steps(run: Path) -> set[int]:
+    return {int(path.parent.name.split("_")[1]) for path in run.glob("checkpoint_*/manifest.json")}
+
+
+@contextmanager
+def running(log: Path, *flags: object) -> Iterator[subprocess.Popen[str]]:
+    """The command in the background, what it prints in a file; killed on leaving if it still runs."""
+    with log.open("w") as output:
+        command = [sys.executable, str(MAIN), *map(str, flags)]
+        process = subprocess.Popen(command, env=os.environ, text=True, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_drained_node_is_left_with_a_checkpoint_and_the_run_goes_on_from_it(cluster: Cluster, tmp_path: Path) -> None:
+    _, leaving = (cluster.add_node(num_cpus=1) for _ in range(2))
+    # 2,500 steps an epoch and no checkpoint by the clock: the only one is that of the preemption, which is no failure.
+    flags = ["--address", cluster.address, "--num-workers", 2, "--data", "sample", "--batch-size", 2, "--epochs", 1]
+    flags += ["--precision", "fp32", "--max-failures", 0, "--run-name", "run", "--storage-path", tmp_path]
+    log, run = tmp_path / "log", tmp_path / "run"
+    with running(log, *flags) as process:
+        wait_until(lambda: (run / "startup.json").exists() or process.poll() is not None, seconds=120)
+        assert process.poll() is None, log.read_text()
+        drain(cluster, leaving.node_id)
+        wait_until(lambda: bool(checkpoint_steps(run)), seconds=DRAIN_SECONDS)
+        (saved,) = checkpoint_steps(run)
+        cluster.add_node(num_cpus=1)
+        time.sleep(DRAIN_SECONDS)
+        cluster.remove_node(leaving, allow_graceful=False)
+        wait_until(lambda: "Resumed at step" in log.read_text() or process.poll() is not None, seconds=120)
+        process.terminate()
+        assert process.wait(60) == 143, log.read_text()
+    resumed = re.search(r"Resumed at step (\d+)", log.read_text())
+    assert resumed, log.read_text()
+    assert int(resumed[1]) == saved > 0
+
+
+def test_elastic_run_shrinks_when_a_node_dies_and_grows_when_one_comes(cluster: Cluster, tmp_path: Path) -> None:
+    _, dying = (cluster.add_node(num_cpus=1) for _ in range(2))
+    flags = ["--address", cluster.address, "--min-workers", 1, "--num-workers", 2, "--data", "sample"]
+    flags += ["--batch-size", 3, "--epochs", 1, "--precision", "fp32", "--checkpoint-every-seconds", 1]
+    flags += ["--max-failures", 2, "--run-name", "run", "--storage-path", tmp_path]
+    log, run = tmp_path / "log", tmp_path / "run"
+
+    def worker_counts() -> list[int]:
+        return [int(count) for count in re.findall(r"Resumed at step \d+ from \S+, (\d+) worker", log.read_text())]
+
+    with running(log, *flags) as process:
+        wait_until(lambda: bool(checkpoint_steps(run)) or process.poll() is not None, seconds=120)
+        assert process.poll() is None, log.read_text()
+        cluster.remove_node(dying, allow_graceful=False)
+        wait_until(lambda: worker_counts() == [1] or process.poll() is not None, seconds=180)
+        cluster.add_node(num_cpus=1)
+        wait_until(lambda: worker_counts() == [1, 2] or process.poll() is not None, seconds=180)
+        process.terminate()
+        assert process.wait(60) == 143, log.read_text()
