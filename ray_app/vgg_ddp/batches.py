@@ -18,7 +18,7 @@ class EpochPlan:
     Attributes:
         order: image indices in the order of training, int64 (N,).
         flip: whether image i is mirrored, bool (N,).
-        shift: by how many pixels image i is moved down and right, int64 (N, 2).
+        shift: by how many pixels image i is moved up and left, int64 (N, 2).
     """
 
     order: Tensor

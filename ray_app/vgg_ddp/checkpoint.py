@@ -10,7 +10,6 @@ import json
 import logging
 import re
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,12 +24,13 @@ KEEP = 2
 State = dict[str, Any]
 
 
-@dataclass(frozen=True)
 class DamagedCheckpointError(Exception):
     """A checkpoint that was cut short or changed after it was written."""
 
-    name: str
-    reason: str
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
 
     def __str__(self) -> str:
         return f"checkpoint {self.name} is damaged ({self.reason})"

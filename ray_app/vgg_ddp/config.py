@@ -84,8 +84,10 @@ class TrainConfig:
         """
         for name in ("epochs", "batch_size"):
             self._expect(name, getattr(self, name) >= 1, "a positive number")
-        for name in ("num_workers", "weight_decay", "augment_shift", "max_failures", "seed"):
+        for name in ("num_workers", "augment_shift", "max_failures"):
             self._expect(name, getattr(self, name) >= 0, "zero or a positive number")
+        self._expect("seed", 0 <= self.seed < 2**63, "zero or a positive number below 2**63")
+        self._expect("weight_decay", 0 <= self.weight_decay < float("inf"), "zero or a positive number")
         # Comparisons with nan are false, so these also refuse nan.
         self._expect("lr", 0 < self.lr < float("inf"), "a positive number")
         self._expect("checkpoint_every_seconds", self.checkpoint_every_seconds > 0, "a positive number of seconds")
@@ -98,6 +100,16 @@ class TrainConfig:
             valid = value is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value)
             self._expect(name, bool(valid), "letters, digits, '.', '_' and '-' only, since it names a folder")
         self._expect("resume", not (self.resume and self.run_name), "no --run-name next to it: both name the run")
+        # A run that is resumed may bring the other value of a pair: `open_run` checks again when it knows.
+        if self.resume is None and self.run_name is None:
+            self.check_pairs()
+
+    def check_pairs(self) -> None:
+        """Check the values that have to fit each other.
+
+        Raises:
+            UsageError: naming the flag, what was given and what was expected.
+        """
         if self.min_workers is None:
             check_divisible(self.batch_size, max(1, self.num_workers))
         else:

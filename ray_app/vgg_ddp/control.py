@@ -49,7 +49,9 @@ class Control:
 
     def watch(self, step: int, loss: Tensor) -> None:
         """Remember the first step whose loss is not finite; on the device, without a sync."""
-        here = torch.where(torch.isfinite(loss.detach()), math.inf, float(step)).to(torch.float64)
+        # In float64, which holds every step exactly.
+        here = torch.full_like(self._first_bad_step, step)
+        here.masked_fill_(torch.isfinite(loss.detach()), math.inf)
         self._first_bad_step = torch.minimum(self._first_bad_step, here)
 
     def mark_saved(self) -> None:

@@ -145,12 +145,13 @@ def load_dataset(source: Source, image_size: int) -> Dataset:
     train, names = load_split(source, "train", image_size)
     test, _ = load_split(source, "test", image_size)
     if names is None:
-        names = tuple(str(label) for label in range(int(train.labels.max()) + 1))
-        if len(names) > len(train):
+        highest = int(train.labels.max())
+        if highest >= len(train):
             raise UsageError(
-                f"label {len(names) - 1} in {source.location} is out of range: with {len(train)} training images, "
+                f"label {highest} in {source.location} is out of range: with {len(train)} training images, "
                 "expected labels 0, 1, 2 and so on."
             )
+        names = tuple(str(label) for label in range(highest + 1))
     for split_name, split in (("train", train), ("test", test)):
         bad = np.flatnonzero((split.labels < 0) | (split.labels >= len(names)))
         if len(bad):
@@ -232,7 +233,9 @@ def _read_table(folder: Folder, file: str) -> pa.Table:
             table = parquet.read(columns=[image, "label"])
     except (OSError, pa.ArrowInvalid) as error:
         raise UsageError(f"{folder / file} cannot be read as Parquet: {error}") from error
-    table = table.rename_columns(["image", "label"])
+    metadata = table.schema.metadata
+    # Renaming drops the metadata, which may hold the class names.
+    table = table.rename_columns(["image", "label"]).replace_schema_metadata(metadata)
     if not pa.types.is_integer(table.schema.field("label").type):
         raise UsageError(f"column label of {folder / file} is {table.schema.field('label').type}: expected integers.")
     kind = table.schema.field("image").type
@@ -247,7 +250,7 @@ def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
     """Class names from the metadata that the Hugging Face `datasets` library writes, where there are any."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features["label"]["names"])
+        return tuple(str(name) for name in features["label"]["names"]) or None
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -275,7 +278,7 @@ def _decode(encoded: list[bytes | None], file: str, image_size: int) -> npt.NDAr
         for row in rows:
             try:
                 images[row] = decode_image(encoded[row] or b"", image_size)
-            except (OSError, ValueError, SyntaxError) as error:
+            except OSError as error:
                 raise UsageError(
                     f"row {row} of {file} holds a broken image ({error}): expected PNG or JPEG bytes."
                 ) from error
@@ -298,11 +301,19 @@ def decode_image(encoded: bytes, image_size: int) -> Any:
 
     if not encoded:
         raise OSError("no bytes")
-    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
-        pixels = image.convert("RGB")
-        if pixels.size != (image_size, image_size):
-            pixels = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        return np.asarray(pixels)
+    try:
+        with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
+            if image.mode.startswith("I"):
+                # 16 bits a pixel: Pillow would cut all but the darkest off at white.
+                pixels = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+            else:
+                pixels = image.convert("RGB")
+            if pixels.size != (image_size, image_size):
+                pixels = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR)
+            return np.asarray(pixels)
+    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        # What Pillow raises for damage of some kinds.
+        raise OSError(str(error)) from error
 
 
 def _channel_statistics(images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:

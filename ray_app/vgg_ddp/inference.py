@@ -54,26 +54,22 @@ def load_classifier(location: str) -> Classifier:
         class_names = tuple(description["class_names"])
         model = VGG11(len(class_names))
         model.load_state_dict(tensors)
+        image_size = int(description["image_size"])
+        mean, std = torch.tensor(description["mean"]), torch.tensor(description["std"])
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{location} is no model of this program, or is damaged ({reason}).") from error
     model.eval()
-    return Classifier(
-        model.to(memory_format=torch.channels_last),
-        class_names,
-        description["image_size"],
-        torch.tensor(description["mean"]),
-        torch.tensor(description["std"]),
-    )
+    return Classifier(model.to(memory_format=torch.channels_last), class_names, image_size, mean, std)
 
 
 def _read_model(location: str) -> bytes:
-    folder = Folder.at(location)
     try:
+        folder = Folder.at(location)
         if location.endswith(".safetensors"):
             return Folder(folder.filesystem, posixpath.dirname(folder.path)).read(posixpath.basename(folder.path))
         return folder.read(MODEL_FILE)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UsageError(
             f"{location}: expected a folder of a finished run (with {MODEL_FILE}) or a .safetensors file ({error})."
         ) from error

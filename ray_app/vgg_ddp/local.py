@@ -42,6 +42,7 @@ def choose_device(device: str, batch_size: int) -> bool:
 def train_locally(run: Run, dataset: Dataset, use_gpu: bool, phases: dict[str, float]) -> Outcome:
     """Train through Ray Train's local mode, which starts no Ray process; torchrun's processes train together."""
     is_rank_zero = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     watch = SignalWatch(signal.SIGTERM)
     job = Job(
         run.config,
@@ -58,7 +59,6 @@ def train_locally(run: Run, dataset: Dataset, use_gpu: bool, phases: dict[str, f
         scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu),
         run_config=RunConfig(name=run.name),
     )
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     with Follower(run.folder, run.config.epochs, phases["command"]) if is_rank_zero else nullcontext():
         outcome: Outcome = trainer.fit().return_value
     return outcome

@@ -50,7 +50,7 @@ def write_metrics(run: Folder, rows: Sequence[Row]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: f"{row[name]:.7g}" for name in COLUMNS} for row in rows)
+    writer.writerows({name: f"{row[name]:.9g}" for name in COLUMNS} for row in rows)
     run.write(METRICS_FILE, text.getvalue().encode())
 
 

@@ -48,11 +48,13 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
     if saved is None:
         if config.resume:
             raise UsageError(f"--resume {name}: there is no run of that name in --storage-path {config.storage_path}.")
+        config.check_pairs()
         return Run(config, name, folder, exists=False)
     started_with = TrainConfig.from_dict(saved)
     # The run's own settings are the defaults now: flags that are not given keep them.
     defaults = replace(started_with, storage_path=config.storage_path, run_name=None, resume=None)
     config = parse_flags(TrainConfig, arguments, PROGRAM, defaults)
+    config.check_pairs()
     for field in TRAJECTORY_FIELDS:
         given, before = getattr(config, field), getattr(started_with, field)
         if given != before:

@@ -208,12 +208,13 @@ class Worker:
             decision = self.control.decide()
             if decision.bad_step is not None:
                 return Outcome("diverged", self._describe_divergence(decision.bad_step), decision.bad_step)
-            if decision.stop or decision.save or (decision.check_preemption and self._is_being_preempted()):
+            save = decision.save and progress.step < end_step
+            if decision.stop or save or (decision.check_preemption and self._is_being_preempted()):
                 self.save()
             if decision.stop:
                 return Outcome("stopped", step=progress.step)
         self._finish_epoch(epoch, started)
-        if decision.save_at_epoch_end or progress.step == self.total_steps:
+        if decision.save or decision.save_at_epoch_end or progress.step == self.total_steps:
             self.save()
         return None
 

@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vgg_ddp.report import COLUMNS, Row
+from vgg_ddp.report import COLUMNS, Row, write_model
 from vgg_ddp.storage import Folder
 
+if TYPE_CHECKING:
+    from vgg_ddp.model import VGG11
+
 Pixels = npt.NDArray[np.uint8]
+MEAN, STD = (120.0, 115.0, 110.0), (60.0, 55.0, 50.0)
 
 
 @pytest.fixture
@@ -91,3 +96,38 @@ def make_rows() -> Callable[[int], list[Row]]:
         ]
 
     return rows
+
+
+@pytest.fixture(scope="session")
+def trained() -> "VGG11":
+    """A model of three classes whose predictions differ clearly from image to image."""
+    import torch
+
+    from vgg_ddp.model import build_model
+
+    model = build_model(3, seed=1).eval()
+    with torch.no_grad():
+        model.classifier.weight.mul_(40)
+    return model
+
+
+@pytest.fixture(scope="session")
+def model_folder(trained: "VGG11", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with the model file of `trained`."""
+    folder = tmp_path_factory.mktemp("model") / "run"
+    preprocessing = {"image_size": 32, "mean": MEAN, "std": STD}
+    write_model(Folder.at(str(folder)), trained.state_dict(), ("ant", "bee", "fly"), preprocessing)
+    return folder
+
+
+@pytest.fixture
+def expected_probabilities(trained: "VGG11", random_pixels: Pixels) -> npt.NDArray[np.float64]:
+    """What `trained` says of `random_pixels`, preprocessed with numpy."""
+    import torch
+
+    scaled = (random_pixels.astype(np.float64) - MEAN) / STD
+    with torch.no_grad():
+        logits = trained(torch.from_numpy(scaled.transpose(0, 3, 1, 2)).float()).double().numpy()
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    probabilities: npt.NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities

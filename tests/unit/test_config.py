@@ -40,6 +40,8 @@ WRONG = [
     ("run_name", ".hidden", "letters, digits"),
     ("run_name", "line\n", "letters, digits"),
     ("resume", "a/b", "letters, digits"),
+    ("min_workers", 0, "1 up to --num-workers"),
+    ("min_workers", 5, "1 up to --num-workers"),
 ]
 
 
@@ -89,6 +91,12 @@ def test_uneven_batch_is_refused_with_the_nearest_even_ones(batch_size: int, num
     assert str(error.value) == (
         f"--batch-size {batch_size} cannot be split evenly over {num_workers} workers: use --batch-size {near}."
     )
+
+
+def test_elastic_run_takes_uneven_batches_with_an_image_for_every_worker() -> None:
+    assert TrainConfig(batch_size=7, num_workers=7, min_workers=2).min_workers == 2
+    with pytest.raises(UsageError, match="--batch-size 6: expected an image or more for every worker"):
+        TrainConfig(batch_size=6, num_workers=7, min_workers=2)
 
 
 def test_even_batch_is_accepted() -> None:

@@ -1,5 +1,6 @@
 """Data that cannot be used: each mistake is told by file, row and expectation."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -143,6 +144,17 @@ def test_png_with_any_flipped_byte_decodes_or_is_told(
     assert told > 0.5 * len(range(0, len(encoded), 3))
 
 
+def test_image_that_claims_to_be_huge_is_told(
+    data_folder: Path, make_parquet: MakeParquet, encode: Callable[..., bytes], random_pixels: Pixels
+) -> None:
+    encoded = bytearray(encode(random_pixels[0], "JPEG"))
+    # Height and width follow the marker of the frame, its length and the precision.
+    frame = encoded.index(b"\xff\xc0")
+    encoded[frame + 5 : frame + 9] = b"\xff\xff\xff\xff"
+    make_parquet(data_folder / "train.parquet", [random_pixels[0], bytes(encoded)], [0, 1])
+    assert message(data_folder).startswith("row 1 of train.parquet holds a broken image (")
+
+
 def test_null_label_is_told_by_file_and_row(
     data_folder: Path, make_parquet: MakeParquet, random_pixels: Pixels
 ) -> None:
@@ -176,11 +188,16 @@ def test_label_beyond_the_class_names_is_told(
     )
 
 
-def test_labels_that_cannot_be_classes_are_told(
+def test_label_far_beyond_the_images_is_told_without_naming_all_classes(
     data_folder: Path, make_parquet: MakeParquet, random_pixels: Pixels
 ) -> None:
-    make_parquet(data_folder / "train.parquet", random_pixels[:3], [0, 1, 2_000_000_000])
-    assert "label 2000000000 in" in message(data_folder)
+    make_parquet(data_folder / "train.parquet", random_pixels[:3], [0, 1, 1_000_000])
+    tracemalloc.start()
+    told = message(data_folder)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert f"label 1000000 in {data_folder} is out of range: with 3 training images" in told
+    assert peak_bytes < 10_000_000
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -66,7 +66,8 @@ def test_killed_writer_leaves_one_whole_content(folder: Folder, tmp_path: Path) 
     size = 4_000_000
     program = (
         "import itertools; from vgg_ddp.storage import Folder\n"
-        f"for letter in itertools.cycle([b'a', b'b']): Folder.at({str(tmp_path / 'folder')!r}).write('f', letter * {size})"
+        f"folder = Folder.at({str(tmp_path / 'folder')!r})\n"
+        f"for letter in itertools.cycle([b'a', b'b']): folder.write('f', letter * {size})"
     )
     writer = subprocess.Popen([sys.executable, "-c", program], cwd=PACKAGE_PARENT)
     try:

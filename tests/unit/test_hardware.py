@@ -1,0 +1,46 @@
+"""Which precision is chosen for a device."""
+
+import itertools
+import time
+
+import pytest
+import torch
+
+from vgg_ddp.hardware import choose_precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("wanted", ["fp32", "bf16"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_precision_that_is_asked_for_is_taken(wanted: str, device: str) -> None:
+    assert choose_precision(wanted, torch.device(device)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("speedup", "expected"), [(0.5, "fp32"), (1.0, "fp32"), (1.1, "fp32"), (1.5, "bf16"), (8, "bf16")]
+)
+def test_processor_gets_bf16_only_where_it_is_clearly_faster(
+    monkeypatch: pytest.MonkeyPatch, speedup: float, expected: str
+) -> None:
+    # A clock on which products of fp32 and bf16 matrices, timed in turn, take so long.
+    ticks = itertools.accumulate(itertools.cycle([0.0, speedup, 0.0, 1.0]))
+    monkeypatch.setattr(time, "thread_time", lambda: next(ticks))
+    assert choose_precision("auto", CPU) == expected
+
+
+def test_timing_the_processor_leaves_torch_as_it_was() -> None:
+    threads, random_state = torch.get_num_threads(), torch.get_rng_state()
+    assert choose_precision("auto", CPU) in ("fp32", "bf16")
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16"), ((10, 0), "bf16")]
+)
+def test_gpu_gets_bf16_from_ampere_on(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert choose_precision("auto", torch.device("cuda")) == expected

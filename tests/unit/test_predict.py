@@ -1,0 +1,146 @@
+"""The prediction command, in this process."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import predict
+import pytest
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+CLASSES = ("ant", "bee", "fly")
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command and give what it printed."""
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+        assert predict.main() == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command, which must end with code 2 and one line, and give that line."""
+
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as request:
+            predict.main()
+        printed = capsys.readouterr()
+        assert request.value.code == 2
+        assert printed.out == ""
+        assert printed.err.startswith("error: ")
+        assert printed.err.count("\n") == 1
+        return printed.err
+
+    return run
+
+
+@pytest.fixture
+def image_files(tmp_path: Path, random_pixels: Pixels) -> list[Path]:
+    files = [tmp_path / f"{'long-' * (i % 2)}{i}.png" for i in range(len(random_pixels))]
+    for file, pixels in zip(files, random_pixels, strict=True):
+        Image.fromarray(pixels).save(file)
+    return files
+
+
+def test_each_image_gets_a_line_with_its_classes_and_probabilities(
+    command: Callable[..., str],
+    model_folder: Path,
+    image_files: list[Path],
+    expected_probabilities: npt.NDArray[np.float64],
+) -> None:
+    lines = command(model_folder, *image_files).splitlines()
+    assert len(lines) == len(image_files)
+    for line, file, expected in zip(lines, image_files, expected_probabilities, strict=True):
+        assert line.startswith(f"{file} ")
+        printed = {name: float(value) for name, value in re.findall(r"  (\w+) ([\d.]+)%", line)}
+        assert sum(printed.values()) == pytest.approx(100, abs=0.2)
+        likeliest_first = np.argsort(-expected)
+        assert list(printed) == [CLASSES[i] for i in likeliest_first]
+        np.testing.assert_allclose(list(printed.values()), expected[likeliest_first] * 100, atol=0.06)
+
+
+@pytest.mark.parametrize(("top", "printed"), [(1, 1), (2, 2), (9, 3)])
+def test_as_many_classes_are_printed_as_wanted(
+    command: Callable[..., str], model_folder: Path, image_files: list[Path], top: int, printed: int
+) -> None:
+    assert command(model_folder, image_files[0], "--top", top).count("%") == printed
+
+
+def test_images_of_another_size_are_resized(
+    command: Callable[..., str], model_folder: Path, tmp_path: Path, random_pixels: Pixels
+) -> None:
+    large = Image.fromarray(random_pixels[0]).resize((70, 50))
+    large.save(tmp_path / "large.png")
+    large.resize((32, 32), Image.Resampling.BILINEAR).save(tmp_path / "small.png")
+    lines = command(model_folder, tmp_path / "large.png", tmp_path / "small.png").splitlines()
+    assert lines[0].split()[1:] == lines[1].split()[1:]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_accuracy_equals_the_count_by_hand(
+    command: Callable[..., str],
+    model_folder: Path,
+    tmp_path: Path,
+    make_parquet: Callable[..., Path],
+    random_pixels: Pixels,
+    expected_probabilities: npt.NDArray[np.float64],
+    split: str,
+) -> None:
+    right = expected_probabilities.argmax(axis=1)
+    labels = {"train": right.copy(), "test": (right + 1) % 3}
+    labels["train"][0] = (right[0] + 1) % 3
+    labels["test"][:2] = right[:2]
+    for name, values in labels.items():
+        make_parquet(tmp_path / "data" / f"{name}.parquet", random_pixels, values)
+    out = command(model_folder, "--data", tmp_path / "data", "--split", split)
+    expected = {"train": "accuracy 83.33% (5 of 6 train images)", "test": "accuracy 33.33% (2 of 6 test images)"}
+    assert out == expected[split] + "\n"
+
+
+def test_neither_images_nor_data_is_refused(refusal: Callable[..., str], model_folder: Path) -> None:
+    assert "expected either images to classify or --data" in refusal(model_folder)
+    assert "expected either images to classify or --data" in refusal(model_folder, "a.png", "--data", "sample")
+
+
+def test_wrong_top_is_refused(refusal: Callable[..., str], model_folder: Path) -> None:
+    assert "--top 0: expected a positive number" in refusal(model_folder, "a.png", "--top", 0)
+
+
+def test_missing_model_is_refused(refusal: Callable[..., str], tmp_path: Path) -> None:
+    assert str(tmp_path / "none") in refusal(tmp_path / "none", "a.png")
+
+
+def test_missing_image_is_refused(refusal: Callable[..., str], model_folder: Path, image_files: list[Path]) -> None:
+    assert "no-such.png" in refusal(model_folder, image_files[0], "no-such.png")
+
+
+def test_missing_data_is_refused(refusal: Callable[..., str], model_folder: Path, tmp_path: Path) -> None:
+    assert f"--data {tmp_path / 'none'} does not exist" in refusal(model_folder, "--data", tmp_path / "none")
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "truncated", "bad chunk"])
+def test_broken_image_is_refused(
+    refusal: Callable[..., str], model_folder: Path, image_files: list[Path], kind: str
+) -> None:
+    content = image_files[0].read_bytes()
+    # In "bad chunk", the length of the chunk of pixels is wrong.
+    start_of_pixels = content.index(b"IDAT")
+    broken = {
+        "empty": b"",
+        "text": b"no image",
+        "truncated": content[: len(content) // 2],
+        "bad chunk": content[: start_of_pixels - 2] + b"\0\5" + content[start_of_pixels:],
+    }
+    image_files[1].write_bytes(broken[kind])
+    assert f"{image_files[1]} cannot be read as an image" in refusal(model_folder, *image_files[:2])

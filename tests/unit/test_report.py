@@ -1,0 +1,165 @@
+"""The files of a run folder, opened with other libraries than wrote them."""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from vgg_ddp import report
+from vgg_ddp.report import COLUMNS, Follower, Row
+from vgg_ddp.storage import Folder
+
+MakeRows = Callable[[int], list[Row]]
+
+
+def path(run: Folder, name: str) -> Path:
+    return Path((run / name).path)
+
+
+def test_config_round_trips(run: Folder) -> None:
+    assert report.read_config(run) is None
+    report.write_config(run, {"lr": 0.1, "run_name": None})
+    assert report.read_config(run) == json.loads(path(run, "config.json").read_text()) == {"lr": 0.1, "run_name": None}
+
+
+def test_metrics_are_a_table_with_one_row_per_epoch(run: Folder, make_rows: MakeRows) -> None:
+    report.write_metrics(run, make_rows(3))
+    header, *rows = csv.reader(io.StringIO(path(run, "metrics.csv").read_text()))
+    assert header == list(COLUMNS)
+    assert {"epoch", "loss", "test_accuracy", "lr", "images_per_second"} <= set(header)
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert float(rows[1][header.index("test_accuracy")]) == make_rows(3)[1]["test_accuracy"]
+
+
+def test_metrics_round_trip(run: Folder, make_rows: MakeRows) -> None:
+    assert report.read_metrics(run) == []
+    report.write_metrics(run, make_rows(3))
+    assert report.read_metrics(run) == make_rows(3)
+
+
+def test_metrics_written_again_replace_the_old_ones(run: Folder, make_rows: MakeRows) -> None:
+    report.write_metrics(run, make_rows(3))
+    report.write_metrics(run, make_rows(2))
+    assert report.read_metrics(run) == make_rows(2)
+
+
+def test_late_step_is_written_exactly(run: Folder, make_rows: MakeRows) -> None:
+    rows = make_rows(1)
+    rows[0]["step"] = 12_345_678
+    report.write_metrics(run, rows)
+    assert report.read_metrics(run)[0]["step"] == 12_345_678
+
+
+def test_startup_round_trips(run: Folder) -> None:
+    assert report.read_startup(run) == {}
+    report.write_startup(run, {"command": 1.5, "first step": 9.25})
+    assert report.read_startup(run) == {"command": 1.5, "first step": 9.25}
+
+
+@pytest.mark.parametrize("epochs", [1, 30])
+def test_curves_are_a_picture_with_two_lines_each(run: Folder, make_rows: MakeRows, epochs: int) -> None:
+    report.write_curves(run, make_rows(epochs), "a title")
+    with Image.open(path(run, "curves.png"), formats=("PNG",)) as picture:
+        assert picture.width >= 800
+        assert picture.height >= 300
+        pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
+    # Matplotlib's first two colours, in both halves.
+    for colour in ((31, 119, 180), (255, 127, 14)):
+        assert (pixels == colour).all(axis=1).sum() > 20
+
+
+def test_model_file_opens_with_safetensors_alone(run: Folder) -> None:
+    tensors = {"a": torch.randn(3, 2, 4, 4).to(memory_format=torch.channels_last), "b": torch.tensor(7)}
+    preprocessing = {"image_size": 32, "mean": [1.5, 2.5, 3.5], "std": [4.0, 5.0, 6.0]}
+    report.write_model(run, tensors, ("ant", "bee"), preprocessing)
+    with safe_open(path(run, "model.safetensors"), framework="pt") as file:
+        assert set(file.keys()) == {"a", "b"}
+        for name, tensor in tensors.items():
+            assert torch.equal(file.get_tensor(name), tensor)
+        described = json.loads(file.metadata()[report.METADATA_KEY])
+    assert described == {"architecture": "VGG11", "class_names": ["ant", "bee"], **preprocessing}
+
+
+def test_equal_models_are_equal_files(run: Folder) -> None:
+    tensors = {name: torch.arange(3.0) for name in "abcdef"}
+    contents = set()
+    for names in ("abcdef", "fedcba"):
+        report.write_model(run, {name: tensors[name] for name in names}, ("x",), {"mean": [0.0], "image_size": 32})
+        contents.add(path(run, "model.safetensors").read_bytes())
+    assert len(contents) == 1
+
+
+def test_row_shows_percentages(make_rows: MakeRows) -> None:
+    row = make_rows(1)[0] | {"epoch": 3.0, "train_accuracy": 0.5, "test_accuracy": 0.1234, "images_per_second": 1234.5}
+    line = report.format_row(row, 15)
+    assert line.startswith("epoch  3/15 ")
+    assert "train 50.00%" in line
+    assert "test 12.34%" in line
+    assert "1,234 images/s" in line
+
+
+def test_summary_holds_best_and_last_epoch(make_rows: MakeRows) -> None:
+    rows = make_rows(3)
+    for row, accuracy, speed, seconds in zip(
+        rows, (0.5, 0.75, 0.625), (100.0, 300.0, 200.0), (3.0, 1.0, 2.0), strict=True
+    ):
+        row |= {"test_accuracy": accuracy, "images_per_second": speed, "seconds": seconds}
+    summary = report.format_summary(rows)
+    assert "62.50% (best 75.00%, epoch 2)" in summary
+    # 300 + 300 + 400 images in 6 s.
+    assert "167" in summary
+    assert "6.0 s" in summary
+
+
+def wait_for_lines(capsys: pytest.CaptureFixture[str], count: int) -> list[str]:
+    """What is printed until there are so many lines, or 10 s are over."""
+    printed, deadline = "", time.monotonic() + 10
+    while printed.count("\n") < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+        printed += capsys.readouterr().out
+    return printed.splitlines()
+
+
+def test_follower_prints_each_row_once(run: Folder, make_rows: MakeRows, capsys: pytest.CaptureFixture[str]) -> None:
+    with Follower(run, 3, time.time()):
+        report.write_metrics(run, make_rows(1))
+        lines = wait_for_lines(capsys, 1)
+        report.write_metrics(run, make_rows(3))
+    lines += capsys.readouterr().out.splitlines()
+    assert lines == [report.format_row(row, 3) for row in make_rows(3)]
+
+
+def test_follower_prints_epochs_again_that_a_restart_took_back(
+    run: Folder, make_rows: MakeRows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.write_metrics(run, make_rows(2))
+    with Follower(run, 3, time.time()):
+        wait_for_lines(capsys, 2)
+        report.write_metrics(run, make_rows(1))
+        time.sleep(0.7)
+        report.write_metrics(run, make_rows(2))
+    assert capsys.readouterr().out.splitlines() == [report.format_row(make_rows(2)[1], 3)]
+
+
+def test_follower_tells_when_the_first_step_was_done(run: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    report.write_startup(run, {"first step": 107.5})
+    with Follower(run, 3, 100.0):
+        pass
+    assert capsys.readouterr().out == "Started:   first step 7.5 s after the command\n"
+
+
+def test_follower_is_silent_about_the_start_of_an_earlier_command(
+    run: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.write_startup(run, {"first step": 99.0})
+    with Follower(run, 3, 100.0):
+        pass
+    assert capsys.readouterr().out == ""

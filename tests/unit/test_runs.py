@@ -1,0 +1,179 @@
+"""Which run a command means, and which of its settings may change."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vgg_ddp.config import PROGRAM, TRAJECTORY_FIELDS, TrainConfig
+from vgg_ddp.flags import UsageError, flag, parse_flags
+from vgg_ddp.report import Row, write_config, write_metrics
+from vgg_ddp.runs import Run, open_run, require_writable
+from vgg_ddp.storage import Folder
+
+MakeRows = Callable[[int], list[Row]]
+
+
+@pytest.fixture
+def open_with(tmp_path: Path) -> Callable[..., Run]:
+    """Open the run that these flags mean, in a storage folder of the test's own."""
+
+    def open_it(*flags: object) -> Run:
+        arguments = [*map(str, flags), "--storage-path", str(tmp_path / "runs")]
+        return open_run(parse_flags(TrainConfig, arguments, PROGRAM), arguments)
+
+    return open_it
+
+
+@pytest.fixture
+def started(run: Folder) -> TrainConfig:
+    """Settings of a run that was started with other values than the defaults."""
+    config = TrainConfig(
+        num_workers=2,
+        epochs=3,
+        batch_size=64,
+        lr=0.25,
+        momentum=0.5,
+        weight_decay=0.125,
+        label_smoothing=0.25,
+        augment_shift=1,
+        seed=7,
+        data="sample",
+        image_size=48,
+        storage_path="somewhere/else",
+        run_name="run",
+    )
+    write_config(run, config.to_dict())
+    return config
+
+
+def test_new_run_has_the_name_that_is_given(open_with: Callable[..., Run], run: Folder) -> None:
+    opened = open_with("--run-name", "run", "--epochs", 2)
+    assert (opened.name, opened.folder, opened.exists) == ("run", run, False)
+    assert opened.config.epochs == 2
+    assert not opened.is_finished()
+
+
+def test_opening_a_run_writes_nothing(open_with: Callable[..., Run], tmp_path: Path) -> None:
+    open_with("--run-name", "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_new_run_without_a_name_is_named_by_the_time(open_with: Callable[..., Run]) -> None:
+    opened = open_with()
+    assert opened.name.startswith("vgg11-20")
+    # The name can be given to --resume.
+    TrainConfig(resume=opened.name)
+
+
+def test_resume_of_an_unknown_run_is_refused(open_with: Callable[..., Run], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"--resume ghost: there is no run of that name in --storage-path {tmp_path}"):
+        open_with("--resume", "ghost")
+
+
+@pytest.mark.parametrize("name_flag", ["--resume", "--run-name"])
+@pytest.mark.usefixtures("started")
+def test_settings_of_the_run_are_taken_again(open_with: Callable[..., Run], tmp_path: Path, name_flag: str) -> None:
+    opened = open_with(name_flag, "run")
+    assert opened.exists
+    assert (opened.config.epochs, opened.config.num_workers, opened.config.data) == (3, 2, "sample")
+    assert (opened.config.lr, opened.config.seed, opened.config.image_size) == (0.25, 7, 48)
+    # Where the run was found counts, not where it was started.
+    assert opened.config.storage_path == str(tmp_path / "runs")
+
+
+CHANGES = {
+    "data": "auto",
+    "image_size": 32,
+    "batch_size": 128,
+    "lr": 0.5,
+    "momentum": 0.75,
+    "weight_decay": 0.0,
+    "label_smoothing": 0.0,
+    "augment_shift": 0,
+    "seed": 0,
+}
+
+
+@pytest.mark.usefixtures("started")
+@pytest.mark.parametrize("name", TRAJECTORY_FIELDS)
+def test_setting_that_decides_the_numbers_cannot_change(open_with: Callable[..., Run], name: str) -> None:
+    with pytest.raises(UsageError, match=f"^{flag(name)} {CHANGES[name]}: run run was started with "):
+        open_with("--resume", "run", flag(name), CHANGES[name])
+
+
+def test_same_settings_may_be_given_again(open_with: Callable[..., Run], started: TrainConfig) -> None:
+    same = [text for name in TRAJECTORY_FIELDS for text in (flag(name), getattr(started, name))]
+    assert open_with("--resume", "run", *same).config.lr == 0.25
+
+
+@pytest.mark.usefixtures("started")
+def test_settings_that_do_not_decide_the_numbers_may_change(open_with: Callable[..., Run]) -> None:
+    opened = open_with("--resume", "run", "--epochs", 9, "--num-workers", 4, "--max-failures", 0, "--device", "cpu")
+    assert (opened.config.epochs, opened.config.num_workers) == (9, 4)
+    assert (opened.config.max_failures, opened.config.device) == (0, "cpu")
+
+
+@pytest.mark.usefixtures("started")
+def test_wrong_flag_of_a_resume_is_refused(open_with: Callable[..., Run]) -> None:
+    with pytest.raises(UsageError, match="cannot be split evenly over 5 workers"):
+        open_with("--resume", "run", "--num-workers", 5)
+
+
+def test_resume_is_checked_against_the_settings_of_the_run(open_with: Callable[..., Run], run: Folder) -> None:
+    # 96 images can be split over 6 workers, the default of 128 cannot.
+    write_config(run, TrainConfig(batch_size=96).to_dict())
+    assert open_with("--resume", "run", "--num-workers", 6).config.num_workers == 6
+
+
+@pytest.mark.usefixtures("started")
+def test_run_is_finished_once_its_last_epoch_and_its_model_are_there(
+    open_with: Callable[..., Run], run: Folder, make_rows: MakeRows
+) -> None:
+    assert not open_with("--resume", "run").is_finished()
+    write_metrics(run, make_rows(2))
+    run.write("model.safetensors", b"")
+    assert not open_with("--resume", "run").is_finished()
+    write_metrics(run, make_rows(3))
+    assert open_with("--resume", "run").is_finished()
+    assert not open_with("--resume", "run", "--epochs", 4).is_finished()
+    run.delete("model.safetensors")
+    assert not open_with("--resume", "run").is_finished()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"epochs": 3', b"\xff\xfe"])
+def test_damaged_config_is_told(open_with: Callable[..., Run], run: Folder, content: bytes) -> None:
+    run.write("config.json", content)
+    with pytest.raises(UsageError, match="cannot be read"):
+        open_with("--resume", "run")
+
+
+def test_unknown_scheme_of_the_storage_is_told() -> None:
+    config = TrainConfig(storage_path="nosuch://bucket/runs")
+    with pytest.raises(UsageError, match="--storage-path nosuch://bucket/runs cannot be read"):
+        open_run(config, [])
+
+
+@pytest.mark.usefixtures("started")
+def test_resume_command_finds_the_run_again(open_with: Callable[..., Run], tmp_path: Path) -> None:
+    command = open_with("--run-name", "run").resume_command()
+    assert command == f"{PROGRAM} --resume run --storage-path {tmp_path / 'runs'}"
+    resumed = parse_flags(TrainConfig, command.removeprefix(PROGRAM).split(), PROGRAM)
+    assert open_run(resumed, command.removeprefix(PROGRAM).split()).exists
+
+
+def test_resume_command_leaves_out_the_default_storage(run: Folder) -> None:
+    assert Run(TrainConfig(), "run", run, exists=True).resume_command() == f"{PROGRAM} --resume run"
+
+
+def test_writable_storage_is_made_and_left_empty(open_with: Callable[..., Run], tmp_path: Path) -> None:
+    require_writable(open_with("--run-name", "run"))
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_storage_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    where = str(tmp_path / "file" / "runs")
+    run = Run(TrainConfig(storage_path=where), "run", Folder.at(where) / "run", exists=False)
+    with pytest.raises(UsageError, match=f"--storage-path {where} cannot be written"):
+        require_writable(run)
