@@ -4,7 +4,6 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,24 +11,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError
+from vgg_ddp.ray_environment import LOCAL, PACKAGE
 from vgg_ddp.storage import Folder
 
-PACKAGE = Path(__file__).resolve().parent
 CONNECT_SECONDS = 5.0
-LOOPBACK = "127.0.0.1"
-
-RAY_ENVIRONMENT = {
-    # A report waits for the controller's next poll, which comes every 2 s by default.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    # A node that is about to go leaves little time for a checkpoint: by default 5 s pass before the workers hear of it.
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-}
-LOCAL_ENVIRONMENT = {
-    # One machine has no node that could go before the others: the watcher for that would only take time to start.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # A busy laptop can take longer than Ray's 60 s to import torch in every worker, and would then start over for ever.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
-}
 
 
 @dataclass(frozen=True)
@@ -40,19 +25,14 @@ class Placement:
     use_gpu: bool
 
 
-def connect(address: str | None) -> Any:
-    """Join the Ray cluster at an address, or start one on this machine that listens on loopback only.
+def connect(address: str) -> Any:
+    """Join the Ray cluster at an address, or start one on this machine; `ray_environment.prepare` gave the address.
 
     Raises:
         UsageError: if the address does not answer.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
-    if address == "local":
-        os.environ.update({name: os.environ.get(name, value) for name, value in LOCAL_ENVIRONMENT.items()})
-        # Ray's processes inherit the path: cheaper than shipping the package to the machine it is on.
-        _prepend_to_pythonpath(str(PACKAGE.parent))
-        return ray.init(address="local", logging_level=logging.ERROR, _node_ip_address=LOOPBACK)
+    if address == LOCAL:
+        return ray.init(address=LOCAL, logging_level=logging.ERROR)
     if address != "auto":
         _require_answer(address)
     try:
@@ -60,11 +40,6 @@ def connect(address: str | None) -> Any:
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"--address {address}: no Ray cluster could be joined ({reason}).") from error
-
-
-def _prepend_to_pythonpath(folder: str) -> None:
-    rest = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = f"{folder}{os.pathsep}{rest}" if rest else folder
 
 
 def _require_answer(address: str) -> None:

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from vgg_ddp.flags import UsageError, flag
 
 PROGRAM = "python ray_app/main.py"
+DATA_NAMES = ("auto", "cifar10", "sample")
 
 # What decides the numbers that a run computes: a resumed run must not change them.
 TRAJECTORY_FIELDS = (

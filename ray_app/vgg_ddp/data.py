@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vgg_ddp.flags import UsageError
-from vgg_ddp.storage import Folder
+from vgg_ddp.storage import Folder, absolute
 
 SAMPLE_FOLDER = Path(__file__).resolve().parent.parent / "sample"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -94,7 +94,7 @@ def find_source(data: str, data_dir: str) -> Source:
                 raise
             print(f"NOTE: {error}\nNOTE: training on the bundled sample of 5,000 + 1,000 images instead.", flush=True)
             return sample
-    location = data if "://" in data else os.path.abspath(os.path.expanduser(data))
+    location = absolute(data)
     # Looked for here too, so that a wrong path is told at once, not once Ray has started.
     for split in SPLITS:
         _parquet_files(location, split)
@@ -102,7 +102,7 @@ def find_source(data: str, data_dir: str) -> Source:
 
 
 def _find_cifar10(data_dir: str) -> Source:
-    source = Source("CIFAR-10", os.path.abspath(os.path.expanduser(data_dir)), "cifar10", CIFAR10_CLASSES)
+    source = Source("CIFAR-10", absolute(data_dir), "cifar10", CIFAR10_CLASSES)
     if os.path.isdir(os.path.join(source.location, "cifar-10-batches-py")):
         return source
     archive = os.path.join(source.location, os.path.basename(CIFAR10_URL))

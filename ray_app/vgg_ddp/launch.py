@@ -6,19 +6,22 @@ import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from vgg_ddp import ray_environment
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Dataset, find_source, load_dataset
 from vgg_ddp.flags import UsageError
-from vgg_ddp.report import CURVES_FILE, Follower, format_summary, read_metrics, write_config, write_curves
+from vgg_ddp.report import CURVES_FILE, Follower, format_summary, read_metrics, write_curves
 from vgg_ddp.runs import Run, open_run, require_writable
+from vgg_ddp.storage import Folder
 
 if TYPE_CHECKING:
     from vgg_ddp.cluster import Placement
     from vgg_ddp.train import Outcome
 
-FINISHED, FAILED, BAD_INPUT, TERMINATED = 0, 1, 2, 143
+FINISHED, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> int:
@@ -38,6 +41,9 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
         return FINISHED
     phases = {"command": started_at, "flags read": time.time()}
     source = find_source(run.config.data, run.config.data_dir)
+    if run.config.data == "auto":
+        # What was found counts from now on, also for a resume.
+        run = replace(run, config=replace(run.config, data="cifar10" if source.kind == "cifar10" else "sample"))
     require_writable(run)
     # Decoding takes about as long as Ray and torch take to start: both at once.
     with ThreadPoolExecutor(1) as pool:
@@ -56,33 +62,39 @@ def _train_in_this_process(run: Run, loading: "Future[Dataset]", phases: dict[st
     if is_rank_zero:
         _announce(run, dataset)
     phases["images decoded"] = time.time()
-    outcome = train_locally(run, dataset, use_gpu, phases)
+    try:
+        outcome = train_locally(run, dataset, use_gpu, phases)
+    except KeyboardInterrupt:
+        print(f"\nStopped by SIGINT.\n{_how_to_go_on(run)}", flush=True)
+        return INTERRUPTED
     return _conclude(run, outcome) if is_rank_zero else _exit_code(outcome)
 
 
 def _train_on_ray(run: Run, loading: "Future[Dataset]", phases: dict[str, float]) -> int:
+    address = ray_environment.prepare(run.config.address)
     import ray
 
     from vgg_ddp import cluster
     from vgg_ddp.signals import InterruptedRunError
 
-    connection = cluster.connect(run.config.address)
+    connection = cluster.connect(address)
     try:
         phases["Ray started"] = time.time()
         placement = cluster.place_workers(run.config)
         dataset = loading.result()
         phases["images decoded"] = time.time()
         require_a_batch(run.config, dataset)
+        cluster.require_shared(Folder.at(run.config.storage_path))
         _announce(run, dataset)
-        cluster.require_shared(run.folder)
         kind = "GPU" if placement.use_gpu else "CPU"
-        print(f"Dashboard: http://{connection.dashboard_url}" if connection.dashboard_url else "Dashboard: off")
+        if connection.dashboard_url:
+            print(f"Dashboard: http://{connection.dashboard_url} (its token: ray get-auth-token)")
         print(f"Workers:   {run.config.num_workers} on {kind}, starting", flush=True)
         with Follower(run.folder, run.config.epochs, phases["command"]):
             outcome = _fit(run, dataset, placement, phases)
         return _conclude(run, outcome)
     except InterruptedRunError as error:
-        print(f"\nStopped by {error}.\nGo on from the newest checkpoint with: {run.resume_command()}", flush=True)
+        print(f"\nStopped by {error}.\n{_how_to_go_on(run)}", flush=True)
         return error.exit_code
     finally:
         ray.shutdown()
@@ -98,8 +110,7 @@ def require_a_batch(config: TrainConfig, dataset: Dataset) -> None:
 
 
 def _announce(run: Run, dataset: Dataset) -> None:
-    """Make the run folder, and say what is about to run."""
-    write_config(run.folder, run.config.to_dict())
+    """Say what is about to run."""
     print(f"Data:      {dataset.summary()}")
     print(f"Run:       {'resuming ' if run.exists else ''}{run.folder}", flush=True)
 
@@ -152,9 +163,13 @@ def _conclude(run: Run, outcome: "Outcome | None") -> int:
         print(f"  curves             {run.folder / CURVES_FILE}")
     else:
         print(f"\nStopped after step {outcome.step}.")
-    if outcome is None or outcome.kind != "finished":
-        print(f"Go on from the newest checkpoint with: {run.resume_command()}", flush=True)
+    if outcome is None or outcome.kind == "stopped":
+        print(_how_to_go_on(run), flush=True)
     return _exit_code(outcome)
+
+
+def _how_to_go_on(run: Run) -> str:
+    return f"Go on from the newest checkpoint with: {run.resume_command()}"
 
 
 def _exit_code(outcome: "Outcome | None") -> int:

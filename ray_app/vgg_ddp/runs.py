@@ -1,13 +1,14 @@
 """Which run folder a command means: a new one, or one to go on with."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vgg_ddp.config import PROGRAM, TRAJECTORY_FIELDS, TrainConfig
+from vgg_ddp.config import DATA_NAMES, PROGRAM, TRAJECTORY_FIELDS, TrainConfig
 from vgg_ddp.flags import UsageError, flag, parse_flags
 from vgg_ddp.report import MODEL_FILE, read_config, read_metrics
-from vgg_ddp.storage import Folder
+from vgg_ddp.storage import Folder, absolute
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,10 @@ class Run:
         return self.folder.exists(MODEL_FILE) and bool(rows) and rows[-1]["epoch"] >= self.config.epochs
 
     def resume_command(self) -> str:
-        """The command that goes on with this run."""
-        storage = (
-            ""
-            if self.config.storage_path == TrainConfig.storage_path
-            else f" --storage-path {self.config.storage_path}"
-        )
-        return f"python ray_app/main.py --resume {self.name}{storage}"
+        """The command that goes on with this run from the same working directory."""
+        is_default = absolute(self.config.storage_path) == absolute(TrainConfig.storage_path)
+        storage = "" if is_default else f" --storage-path {shlex.quote(self.config.storage_path)}"
+        return f"{PROGRAM} --resume {self.name}{storage}"
 
 
 def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
@@ -39,6 +37,7 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
     Raises:
         UsageError: if the run to resume does not exist, or was started with settings that differ from the flags'.
     """
+    config = _with_absolute_paths(config)
     name = config.resume or config.run_name or time.strftime("vgg11-%Y%m%d-%H%M%S")
     try:
         folder = Folder.at(config.storage_path) / name
@@ -53,7 +52,9 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
     started_with = TrainConfig.from_dict(saved)
     # The run's own settings are the defaults now: flags that are not given keep them.
     defaults = replace(started_with, storage_path=config.storage_path, run_name=None, resume=None)
-    config = parse_flags(TrainConfig, arguments, PROGRAM, defaults)
+    config = _with_absolute_paths(parse_flags(TrainConfig, arguments, PROGRAM, defaults))
+    if config.data == "auto":
+        config = replace(config, data=started_with.data)
     config.check_pairs()
     for field in TRAJECTORY_FIELDS:
         given, before = getattr(config, field), getattr(started_with, field)
@@ -63,6 +64,12 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
                 "another --run-name to start anew."
             )
     return Run(config, name, folder, exists=True)
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The same settings for any working directory: a run may be resumed from another one."""
+    data = config.data if config.data in DATA_NAMES else absolute(config.data)
+    return replace(config, data=data, data_dir=absolute(config.data_dir), storage_path=absolute(config.storage_path))
 
 
 def require_writable(run: Run) -> None:

@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from pyarrow import fs
 
 
+def absolute(location: str) -> str:
+    """A local path made absolute, ~ resolved; a URI as it is."""
+    return location if "://" in location else os.path.abspath(os.path.expanduser(location))
+
+
 @dataclass(frozen=True)
 class Folder:
     """A folder on a filesystem; it need not exist yet."""
@@ -24,7 +29,7 @@ class Folder:
             ValueError: if the URI's scheme is not known.
         """
         if "://" not in location:
-            return cls(fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(location)))
+            return cls(fs.LocalFileSystem(), absolute(location))
         filesystem, path = fs.FileSystem.from_uri(location)
         return cls(filesystem, path.rstrip("/"))
 

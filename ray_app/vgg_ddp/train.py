@@ -25,7 +25,7 @@ from vgg_ddp.metrics import Sums
 from vgg_ddp.model import build_model
 from vgg_ddp.optim import lr_at
 from vgg_ddp.replica import Replica
-from vgg_ddp.report import Row, write_metrics, write_model, write_startup
+from vgg_ddp.report import Row, write_config, write_metrics, write_model, write_startup
 from vgg_ddp.saving import Saver
 from vgg_ddp.storage import Folder
 
@@ -98,6 +98,8 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
     phases["model built"] = time.time()
     outcome = worker.resume(newest) if newest else None
     worker.phases = phases
+    if not outcome and context.get_world_rank() == 0:
+        write_config(run, job.config.to_dict())
     while not outcome and len(worker.progress.rows) < job.config.epochs:
         outcome = worker.train_epoch()
     worker.saver.wait()
@@ -295,7 +297,7 @@ class Worker:
         return (
             f"the loss became nan or infinite in epoch {epoch + 1}, step {step_of_epoch + 1} of "
             f"{self.steps_per_epoch} (step {step + 1} of the run), at a learning rate of "
-            f"{lr_at(step, self.total_steps, self.config.lr):.4g}: try a lower --lr or --precision fp32"
+            f"{lr_at(step, self.total_steps, self.config.lr):.4g}: start anew with a lower --lr or --precision fp32"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from vgg_ddp import cluster
+from vgg_ddp import cluster, ray_environment
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Dataset, find_source, load_dataset
 from vgg_ddp.report import Row, read_metrics
@@ -22,7 +22,7 @@ Train = Callable[..., tuple[Outcome, list[Row]]]
 
 @pytest.fixture(scope="session")
 def ray_cluster(private_home: Path) -> Iterator[None]:  # noqa: ARG001 - Ray has to start in the private home
-    cluster.connect("local")
+    cluster.connect(ray_environment.prepare("local"))
     yield
     ray.shutdown()
 

@@ -98,6 +98,7 @@ def test_damaged_checkpoint_is_told_and_the_one_before_it_used(tiny_data: Path, 
     assert (run / "model.safetensors").read_bytes() == reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signal_number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signalled_ray_run_ends_in_time_and_resumes_to_the_same_weights(
     signal_number: int, exit_code: int, two_worker_run: tuple[Path, str], tiny_data: Path, tmp_path: Path

@@ -13,6 +13,8 @@ import pytest
 
 from command import MAIN, MARK, processes_marked, run_main, wait_until
 
+pytestmark = pytest.mark.slow
+
 FLAGS = ("--batch-size", 24, "--precision", "fp32", "--lr", 0.02, "--epochs", 4, "--checkpoint-every-seconds", 0.5)
 
 

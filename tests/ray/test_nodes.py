@@ -15,6 +15,8 @@ from ray.cluster_utils import Cluster
 
 from command import MAIN, free_port, wait_until
 
+pytestmark = pytest.mark.e2e
+
 DRAIN_SECONDS = 10
 
 

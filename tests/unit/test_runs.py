@@ -82,8 +82,21 @@ def test_settings_of_the_run_are_taken_again(open_with: Callable[..., Run], tmp_
     assert opened.config.storage_path == str(tmp_path / "runs")
 
 
+@pytest.mark.usefixtures("started")
+def test_data_that_was_found_is_kept_when_it_is_to_be_found_again(open_with: Callable[..., Run]) -> None:
+    assert open_with("--resume", "run", "--data", "auto").config.data == "sample"
+
+
+def test_run_can_be_resumed_from_another_folder(
+    open_with: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = open_with("--run-name", "run", "--data", "my-images", "--data-dir", "cifar").config
+    assert (config.data, config.data_dir) == (str(tmp_path / "my-images"), str(tmp_path / "cifar"))
+
+
 CHANGES = {
-    "data": "auto",
+    "data": "cifar10",
     "image_size": 32,
     "batch_size": 128,
     "lr": 0.5,

@@ -1,0 +1,40 @@
+"""What Ray reads from the environment when it is imported and started; so Ray is not imported here."""
+
+import os
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+LOCAL = "local"
+
+DEFAULTS = {
+    # A report waits for the controller's next poll, which comes every 2 s by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # A node that is about to go leaves little time for a checkpoint: by default 5 s pass before the workers hear of it.
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+}
+LOCAL_DEFAULTS = {
+    # Ray's way to keep to loopback, which it takes by itself on macOS; else its processes listen on all interfaces.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # One machine has no node that could go before the others: the watcher for that would only take time to start.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # A busy laptop can take longer than Ray's 60 s to import torch in every worker, and would then start over for ever.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+}
+
+
+def prepare(address: str | None) -> str:
+    """Set what Ray reads from the environment, but for what the user has set; to be called before Ray is imported.
+
+    Returns:
+        The address of the Ray cluster to join, or `LOCAL` for one to start on this machine.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or LOCAL
+    defaults = DEFAULTS
+    if address == LOCAL:
+        defaults = DEFAULTS | LOCAL_DEFAULTS
+        # Ray's processes inherit the path: cheaper than shipping the package to the machine it is on.
+        folders = [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    return address
