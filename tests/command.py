@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ROOT / "ray_app" / "main.py"
 PREDICT = ROOT / "ray_app" / "predict.py"
@@ -53,3 +55,17 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def open_to_the_network(mark: str) -> list[str]:
+    """Command lines of the marked processes, one for each port on which they listen beyond loopback."""
+    found = []
+    for pid, command in processes_marked(mark).items():
+        try:
+            connections = psutil.Process(pid).net_connections(kind="inet")
+        except psutil.NoSuchProcess:
+            continue
+        for connection in connections:
+            if connection.status == psutil.CONN_LISTEN and not connection.laddr.ip.endswith(("127.0.0.1", "::1")):
+                found.append(command)
+    return found

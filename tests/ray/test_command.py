@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from command import MAIN, MARK, PREDICT, processes_marked, run_main, wait_until
+from command import MAIN, MARK, PREDICT, open_to_the_network, processes_marked, run_main, wait_until
 
 FLAGS = ("--batch-size", 24, "--precision", "fp32", "--lr", 0.02)
 RUN_FILES = ["config.json", "curves.png", "metrics.csv", "model.safetensors", "startup.json"]
@@ -111,6 +111,10 @@ def test_signalled_ray_run_ends_in_time_and_resumes_to_the_same_weights(
         for line in process.stdout:
             if line.startswith("Started:"):
                 break
+        # Worker 0 holds torch's rendezvous store, which torch binds to all interfaces, whatever it is told.
+        exposed = open_to_the_network(tmp_path.name)
+        assert len(exposed) <= 1, exposed
+        assert all(command.startswith("ray::RayTrainWorker") for command in exposed)
         process.send_signal(signal_number)
         started = time.monotonic()
         output = process.stdout.read()
