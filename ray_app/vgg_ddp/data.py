@@ -3,6 +3,7 @@
 CIFAR-10: "Learning Multiple Layers of Features from Tiny Images" (Krizhevsky, 2009).
 """
 
+import fcntl
 import io
 import json
 import os
@@ -113,7 +114,11 @@ def _find_cifar10(data_dir: str) -> Source:
 
     print(f"Downloading CIFAR-10 to {source.location}", flush=True)
     try:
-        CIFAR10(source.location, download=True)
+        os.makedirs(source.location, exist_ok=True)
+        with open(os.path.join(source.location, ".download.lock"), "w") as lock:
+            # torchrun's processes all come here: one downloads, the others then find the images.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            CIFAR10(source.location, download=True)
     except (OSError, RuntimeError) as error:
         raise UsageError(f"CIFAR-10 could not be downloaded to --data-dir {source.location}: {error}") from error
     return source
