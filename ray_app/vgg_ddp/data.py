@@ -4,30 +4,24 @@ CIFAR-10: "Learning Multiple Layers of Features from Tiny Images" (Krizhevsky, 2
 """
 
 import fcntl
-import io
-import json
 import os
 import threading
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vgg_ddp.flags import UsageError
-from vgg_ddp.storage import Folder, absolute
+from vgg_ddp.parquet import find_files, read_split
+from vgg_ddp.storage import absolute
 
 SAMPLE_FOLDER = Path(__file__).resolve().parent.parent / "sample"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 PROBE_SECONDS = 5.0
-IMAGE_COLUMNS = ("img", "image")
 SplitName = Literal["train", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "test")
 
@@ -98,7 +92,7 @@ def find_source(data: str, data_dir: str) -> Source:
     location = absolute(data)
     # Looked for here too, so that a wrong path is told at once, not once Ray has started.
     for split in SPLITS:
-        _parquet_files(location, split)
+        find_files(location, split)
     return Source(location, location, "parquet")
 
 
@@ -176,18 +170,11 @@ def load_split(source: Source, split: SplitName, image_size: int) -> tuple[Split
     """
     if source.kind == "cifar10":
         return _load_cifar10(source, split, image_size)
-    folder, files = _parquet_files(source.location, split)
-    names = source.class_names
-    images, labels = [], []
-    for file in files:
-        table = _read_table(folder, file)
-        names = names or _class_names(table.schema)
-        labels.append(_labels(table, file))
-        images.append(_decode(_image_bytes(table), file, image_size))
-    decoded = Split(np.concatenate(images), np.concatenate(labels))
+    images, labels, names = read_split(source.location, split, image_size)
+    decoded = Split(images, labels)
     if not len(decoded):
         raise UsageError(f"the {split} split of {source.location} is empty: expected at least one image.")
-    return decoded, names
+    return decoded, source.class_names or names
 
 
 def _load_cifar10(source: Source, split: SplitName, image_size: int) -> tuple[Split, tuple[str, ...]]:
@@ -208,117 +195,6 @@ def _load_cifar10(source: Source, split: SplitName, image_size: int) -> tuple[Sp
         resized = (Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images)
         images = np.stack([np.asarray(image) for image in resized])
     return Split(images, np.asarray(dataset.targets, dtype=np.int64)), CIFAR10_CLASSES
-
-
-def _parquet_files(location: str, split: SplitName) -> tuple[Folder, list[str]]:
-    try:
-        folder = Folder.at(location)
-        names = folder.names()
-        exists = bool(names) or folder.exists()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--data {location} cannot be read: {error}") from error
-    if not exists:
-        raise UsageError(f"--data {location} does not exist: give auto, cifar10, sample, or a folder or URI.")
-    files = [name for name in names if fnmatch(name, f"{split}*.parquet")]
-    if not files:
-        raise UsageError(f"--data {location} has no {split}*.parquet: expected train*.parquet and test*.parquet.")
-    return folder, files
-
-
-def _read_table(folder: Folder, file: str) -> pa.Table:
-    try:
-        with folder.filesystem.open_input_file((folder / file).path) as stream:
-            parquet = pq.ParquetFile(stream)
-            columns = parquet.schema_arrow.names
-            image = next((name for name in IMAGE_COLUMNS if name in columns), None)
-            if image is None or "label" not in columns:
-                raise UsageError(
-                    f"{folder / file} has the columns {', '.join(columns)}: expected img or image, and label."
-                )
-            table = parquet.read(columns=[image, "label"])
-    except (OSError, pa.ArrowInvalid) as error:
-        raise UsageError(f"{folder / file} cannot be read as Parquet: {error}") from error
-    metadata = table.schema.metadata
-    # Renaming drops the metadata, which may hold the class names.
-    table = table.rename_columns(["image", "label"]).replace_schema_metadata(metadata)
-    if not pa.types.is_integer(table.schema.field("label").type):
-        raise UsageError(f"column label of {folder / file} is {table.schema.field('label').type}: expected integers.")
-    kind = table.schema.field("image").type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UsageError(f"column {image} of {folder / file} is {kind}: expected binary, or a struct with bytes.")
-    return table
-
-
-def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
-    """Class names from the metadata that the Hugging Face `datasets` library writes, where there are any."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features["label"]["names"]) or None
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _labels(table: pa.Table, file: str) -> npt.NDArray[np.int64]:
-    column = table.column("label")
-    if column.null_count:
-        row = column.is_null().to_numpy().argmax()
-        raise UsageError(f"row {row} of {file} has no label: expected an integer.")
-    return column.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
-
-
-def _image_bytes(table: pa.Table) -> list[bytes | None]:
-    column = table.column("image").combine_chunks()
-    if pa.types.is_struct(column.type):
-        column = column.field("bytes")
-    return column.to_pylist()  # type: ignore[no-any-return]
-
-
-def _decode(encoded: list[bytes | None], file: str, image_size: int) -> npt.NDArray[np.uint8]:
-    """Decode and resize images on all cores: uint8 (N, image_size, image_size, 3)."""
-    images = np.empty((len(encoded), image_size, image_size, 3), dtype=np.uint8)
-
-    def decode_rows(rows: range) -> None:
-        for row in rows:
-            try:
-                images[row] = decode_image(encoded[row] or b"", image_size)
-            except OSError as error:
-                raise UsageError(
-                    f"row {row} of {file} holds a broken image ({error}): expected PNG or JPEG bytes."
-                ) from error
-
-    chunk = 1000
-    chunks = [range(start, min(start + chunk, len(encoded))) for start in range(0, len(encoded), chunk)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(decode_rows, chunks):
-            pass
-    return images
-
-
-def decode_image(encoded: bytes, image_size: int) -> Any:
-    """Decode PNG or JPEG bytes to uint8 (image_size, image_size, 3).
-
-    Raises:
-        OSError: if the bytes are no such image, or a damaged one.
-    """
-    from PIL import Image
-
-    if not encoded:
-        raise OSError("no bytes")
-    try:
-        with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
-            if image.mode.startswith("I"):
-                # 16 bits a pixel: Pillow would cut all but the darkest off at white.
-                pixels = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            else:
-                pixels = image.convert("RGB")
-            if pixels.size != (image_size, image_size):
-                pixels = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR)
-            return np.asarray(pixels)
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        # What Pillow raises for damage of some kinds.
-        raise OSError(str(error)) from error
 
 
 def _channel_statistics(images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -19,7 +19,7 @@ from vgg_ddp.storage import Folder
 
 if TYPE_CHECKING:
     from vgg_ddp.cluster import Placement
-    from vgg_ddp.train import Outcome
+    from vgg_ddp.worker import Outcome
 
 FINISHED, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -122,8 +122,8 @@ def _fit(run: Run, dataset: Dataset, placement: "Placement", phases: dict[str, f
 
     from vgg_ddp.failures import describe
     from vgg_ddp.signals import StopFlag, call_interruptibly
-    from vgg_ddp.train import Job
     from vgg_ddp.trainer import build_trainer
+    from vgg_ddp.worker import Job
 
     stop_flag = StopFlag(f"stop-{run.name}-{uuid.uuid4().hex[:8]}")
     job = Job(

@@ -15,7 +15,8 @@ from vgg_ddp.flags import UsageError
 from vgg_ddp.report import Follower
 from vgg_ddp.runs import Run
 from vgg_ddp.signals import SignalWatch
-from vgg_ddp.train import Job, Outcome, train_loop
+from vgg_ddp.train import train_loop
+from vgg_ddp.worker import Job, Outcome
 
 
 def choose_device(device: str, batch_size: int) -> bool:

@@ -1,85 +1,24 @@
-"""What each worker runs: resume, train, evaluate, save. The same under Ray Train and torchrun."""
+"""What each worker runs: resume, then train epoch by epoch. The same under Ray Train and torchrun."""
 
 import logging
 import os
 import time
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from vgg_ddp import checkpoint
-from vgg_ddp.batches import EpochPlan, augment, normalize, plan_epoch, rank_range
-from vgg_ddp.config import TrainConfig
-from vgg_ddp.control import Control, Decision
-from vgg_ddp.data import Dataset, Split
 from vgg_ddp.hardware import choose_precision
-from vgg_ddp.metrics import Sums
-from vgg_ddp.model import build_model
-from vgg_ddp.optim import lr_at
-from vgg_ddp.replica import Replica
-from vgg_ddp.report import Row, write_config, write_metrics, write_model, write_startup
-from vgg_ddp.saving import Saver
+from vgg_ddp.report import write_config, write_metrics, write_model
 from vgg_ddp.storage import Folder
-
-EVALUATION_BATCH = 500
+from vgg_ddp.worker import Job, Outcome, Worker
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the driver hands to every worker.
-
-    Attributes:
-        dataset: the decoded images, or a reference to them in Ray's object store.
-        run: the run folder; None in a process of torchrun's that is not rank 0, which then asks rank 0.
-        use_gpu: whether each worker has a GPU of its own.
-        is_local: whether Ray's local mode runs the loop, in the driver's process.
-        phases: when each phase of starting up was over so far, in seconds since 1970.
-        batch_norm: False only in tests, for a model whose gradients do not depend on how a batch is split.
-        stop_requested: whether this run has been asked to save and stop.
-    """
-
-    config: TrainConfig
-    dataset: "Dataset | ray.ObjectRef[Dataset]"
-    run: Folder | None
-    use_gpu: bool
-    is_local: bool
-    phases: dict[str, float] = field(default_factory=dict)
-    batch_norm: bool = True
-    stop_requested: Callable[[], bool] | None = None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How the training loop ended, the same on every rank."""
-
-    kind: Literal["finished", "stopped", "diverged", "refused"]
-    message: str = ""
-    step: int = 0
-
-
-@dataclass
-class Progress:
-    """How far the run is.
-
-    Attributes:
-        step: optimizer steps done.
-        seconds: of training in the unfinished epoch.
-        rows: of metrics, one for each finished epoch.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    rows: list[Row] = field(default_factory=list)
 
 
 def train_loop(settings: dict[str, Job]) -> Outcome:
@@ -128,182 +67,3 @@ def from_rank_zero(decide: Callable[[], T]) -> T:
     decided = [decide() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(decided)
     return decided[0]  # type: ignore[return-value]
-
-
-class Worker:
-    """One rank of the run: its replica, its view of the images, and how far it is."""
-
-    def __init__(
-        self,
-        job: Job,
-        dataset: Dataset,
-        run: Folder,
-        precision: str,
-        device: torch.device,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        config = job.config
-        self.config, self.run, self.device, self.rank, self.world_size = config, run, device, rank, world_size
-        self.precision = precision
-        self.train_images, self.train_labels = _on_device(dataset.train, device)
-        self.test_images, self.test_labels = _on_device(dataset.test, device)
-        self.mean, self.std = torch.tensor(dataset.mean, device=device), torch.tensor(dataset.std, device=device)
-        self.steps_per_epoch = len(dataset.train) // config.batch_size
-        self.total_steps = config.epochs * self.steps_per_epoch
-        self.fingerprint = {"training_images": len(dataset.train), "class_names": list(dataset.class_names)}
-        self.progress = Progress()
-        self.sums = Sums(device)
-        self.saver = Saver(run, job.is_local, rank)
-        # Under Ray one look is enough; under torchrun a signal may reach any of the processes.
-        stop_requested = job.stop_requested if rank == 0 or job.is_local else None
-        self.control = Control(device, config.checkpoint_every_seconds, stop_requested)
-        self.replica = Replica(
-            build_model(len(dataset.class_names), config.seed, job.batch_norm),
-            device,
-            precision,
-            config.compile,
-            {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay},
-        )
-        self.replica.settle_reducer(config.image_size)
-        self.phases: dict[str, float] = {}
-
-    def resume(self, name: str) -> Outcome | None:
-        """Take up a checkpoint; an outcome if it cannot belong to this run."""
-        state = checkpoint.read(self.run, name)
-        if state["fingerprint"] != self.fingerprint:
-            return Outcome("refused", f"{self.run} was trained on other images: give the --data it was started with.")
-        try:
-            self.replica.load_state(state["replica"])
-        except ValueError as error:
-            return Outcome("refused", f"{self.run / name} cannot be resumed: {error}.")
-        self.progress = Progress(state["step"], state["seconds"], state["rows"])
-        self.sums.restart_from(state["sums"], self.rank)
-        if self.rank == 0:
-            print(f"Resumed at step {self.progress.step} from {name}, {self.world_size} worker(s)", flush=True)
-        return None
-
-    def save(self) -> None:
-        """Save a checkpoint. A collective: the ranks' statistics and sums are part of it."""
-        progress = self.progress
-        state = {"step": progress.step, "seconds": progress.seconds, "rows": list(progress.rows)}
-        state["precision"] = self.precision
-        state |= {"replica": self.replica.state(), "sums": self.sums.total(), "fingerprint": self.fingerprint}
-        self.saver.save(state, progress.rows[-1] if progress.rows else {"step": progress.step})
-        self.control.mark_saved()
-
-    def train_epoch(self) -> Outcome | None:
-        """Train to the end of the epoch, evaluate, note its metrics and save; an outcome if the run ends before."""
-        config, progress = self.config, self.progress
-        epoch = len(progress.rows)
-        end_step = (epoch + 1) * self.steps_per_epoch
-        plan = plan_epoch(len(self.train_labels), config.seed, epoch, config.augment_shift).to(self.device)
-        started = time.monotonic() - progress.seconds
-        decision = Decision()
-        while progress.step < end_step:
-            self._train_step(plan, progress.step - epoch * self.steps_per_epoch)
-            progress.seconds = time.monotonic() - started
-            if self.phases:
-                self._note_first_step()
-            if progress.step % self.control.steps_between_decisions and progress.step < end_step:
-                continue
-            decision = self.control.decide()
-            if decision.bad_step is not None:
-                return Outcome("diverged", self._describe_divergence(decision.bad_step), decision.bad_step)
-            save = decision.save and progress.step < end_step
-            if decision.stop or save or (decision.check_preemption and self._is_being_preempted()):
-                self.save()
-            if decision.stop:
-                return Outcome("stopped", step=progress.step)
-        self._finish_epoch(epoch, started)
-        if decision.save or decision.save_at_epoch_end or progress.step == self.total_steps:
-            self.save()
-        return None
-
-    def _train_step(self, plan: EpochPlan, step_of_epoch: int) -> None:
-        config, replica = self.config, self.replica
-        lr = lr_at(self.progress.step, self.total_steps, config.lr)
-        for group in replica.optimizer.param_groups:
-            group["lr"] = lr
-        mine = rank_range(config.batch_size, self.rank, self.world_size)
-        start = step_of_epoch * config.batch_size
-        index = plan.order[start + mine.start : start + mine.stop]
-        images = normalize(augment(self.train_images, index, plan), self.mean, self.std, replica.dtype)
-        labels = self.train_labels[index]
-        loss_sum, logits = replica.loss(replica.ddp, images, labels, config.label_smoothing)
-        # DDP averages over the ranks: scaled so, the average is the gradient of the global batch's mean loss.
-        (loss_sum * (self.world_size / config.batch_size)).backward()
-        replica.optimizer.step()
-        replica.optimizer.zero_grad(set_to_none=True)
-        self.sums.add(loss_sum, logits, labels)
-        self.control.watch(self.progress.step, loss_sum)
-        self.progress.step += 1
-
-    def _note_first_step(self) -> None:
-        """Write down how long it took from the command to here. A device-to-host sync, once in a run."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        if self.rank == 0:
-            write_startup(self.run, self.phases | {"first step": time.time()})
-        self.phases = {}
-
-    def _finish_epoch(self, epoch: int, started: float) -> None:
-        """Evaluate and note the epoch's row of metrics. Collectives and a device-to-host sync."""
-        progress = self.progress
-        train_loss, train_correct, train_count = self.sums.total()
-        progress.seconds = time.monotonic() - started
-        self.replica.average_buffers()
-        test_loss, test_correct, test_count = self.evaluate().total()
-        progress.rows.append(
-            {
-                "epoch": epoch + 1,
-                "step": progress.step,
-                "loss": train_loss / train_count,
-                "train_accuracy": train_correct / train_count,
-                "test_loss": test_loss / test_count,
-                "test_accuracy": test_correct / test_count,
-                "lr": lr_at(progress.step - 1, self.total_steps, self.config.lr),
-                "images_per_second": train_count / progress.seconds,
-                "seconds": progress.seconds,
-            }
-        )
-        progress.seconds = 0.0
-        self.sums = Sums(self.device)
-        if self.rank == 0:
-            write_metrics(self.run, progress.rows)
-
-    @torch.no_grad()
-    def evaluate(self) -> Sums:
-        """This rank's part of the sums over the test images, each of which belongs to exactly one rank."""
-        replica, sums = self.replica, Sums(self.device)
-        replica.module.eval()
-        mine = rank_range(len(self.test_labels), self.rank, self.world_size)
-        for start in range(mine.start, mine.stop, EVALUATION_BATCH):
-            chosen = slice(start, min(start + EVALUATION_BATCH, mine.stop))
-            images = normalize(self.test_images[chosen], self.mean, self.std, replica.dtype)
-            labels = self.test_labels[chosen]
-            loss_sum, logits = replica.loss(replica.module, images, labels)
-            sums.add(loss_sum, logits, labels)
-        replica.module.train()
-        return sums
-
-    def _is_being_preempted(self) -> bool:
-        """Whether a node is about to go for which no checkpoint was saved yet. A collective."""
-        info = ray.train.get_preemption_info()
-        return info is not None and self.control.is_new_preemption(info.preempted_ranks, info.deadline_ms)
-
-    def _describe_divergence(self, step: int) -> str:
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        return (
-            f"the loss became nan or infinite in epoch {epoch + 1}, step {step_of_epoch + 1} of "
-            f"{self.steps_per_epoch} (step {step + 1} of the run), at a learning rate of "
-            f"{lr_at(step, self.total_steps, self.config.lr):.4g}: start anew with a lower --lr or --precision fp32"
-        )
-
-
-def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images and labels as tensors; on the CPU they share the memory of Ray's object store, which is read-only."""
-    with warnings.catch_warnings():
-        # torch warns that the arrays are not writable: nothing writes to them.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-        return torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).to(device)

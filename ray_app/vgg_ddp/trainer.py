@@ -7,7 +7,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from vgg_ddp.failures import FailureReporter
 from vgg_ddp.storage import Folder
-from vgg_ddp.train import Job, train_loop
+from vgg_ddp.train import train_loop
+from vgg_ddp.worker import Job
 
 CONTROLLER_FAILURES = 3
 COLLECTIVE_TIMEOUT_SECONDS = 600

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from vgg_ddp.report import Row
-from vgg_ddp.train import Outcome
+from vgg_ddp.worker import Outcome
 
 Train = Callable[..., tuple[Outcome, list[Row]]]
 

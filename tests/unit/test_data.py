@@ -9,7 +9,8 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from vgg_ddp.data import decode_image, find_source, load_dataset, load_split
+from vgg_ddp.data import find_source, load_dataset, load_split
+from vgg_ddp.parquet import decode_image
 
 Pixels = npt.NDArray[np.uint8]
 MakeParquet = Callable[..., Path]
