@@ -1,4 +1,4 @@
-"""One Ray cluster for all tests that train in this process."""
+"""One Ray cluster for all tests of a module that train in this process."""
 
 import dataclasses
 import os
@@ -20,11 +20,15 @@ from vgg_ddp.worker import Job, Outcome
 Train = Callable[..., tuple[Outcome, list[Row]]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster(private_home: Path) -> Iterator[None]:  # noqa: ARG001 - Ray has to start in the private home
+    environment = dict(os.environ)
     cluster.connect(ray_environment.prepare("local"))
     yield
     ray.shutdown()
+    # What is set for a cluster on one machine is wrong for tests with several nodes.
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from command import MAIN, free_port, wait_until
@@ -22,8 +21,6 @@ DRAIN_SECONDS = 10
 
 @pytest.fixture
 def cluster(private_home: Path) -> Iterator[Cluster]:  # noqa: ARG001 - Ray has to start in the private home
-    # A cluster that an earlier test left connected would be joined instead.
-    ray.shutdown()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": free_port()})
     yield cluster
     cluster.shutdown()
