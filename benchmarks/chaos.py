@@ -143,7 +143,7 @@ def disturb(kind: str, folder: Path, flags: list[object], total_steps: int, dice
         exit_code = training.wait(60)
         if exit_code != expected:
             problem = f"exit code {exit_code} instead of {expected}; "
-        if not training.wait_until_all_gone(30):
+        if not training.wait_until_all_gone(90):
             problem += "processes left; "
         if kind == "corruption":
             change_a_byte(run, dice)

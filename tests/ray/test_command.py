@@ -123,7 +123,7 @@ def test_signalled_ray_run_ends_in_time_and_resumes_to_the_same_weights(
     assert seconds < (30 if signal_number == signal.SIGTERM else 5)
     assert "--resume stopped" in output
     # Ray's dashboard notices a moment later that its parent is gone.
-    wait_until(lambda: not processes_marked(tmp_path.name), seconds=10)
+    wait_until(lambda: not processes_marked(tmp_path.name), seconds=60)
     if signal_number == signal.SIGTERM:
         assert list((tmp_path / "runs" / "stopped").glob("checkpoint_*/manifest.json"))
         result = run_main("--resume", "stopped", cwd=tmp_path)

@@ -68,7 +68,7 @@ def test_killed_driver_leaves_nothing_running_and_its_run_resumes_to_the_same_we
     with started(tmp_path, "--num-workers", 3, "--data", tiny_data, "--run-name", "run", *FLAGS) as process:
         wait_until(lambda: whole_checkpoints(tmp_path / "runs/run") >= 1, seconds=120)
         os.kill(process.pid, signal.SIGKILL)
-        wait_until(lambda: not processes_marked(tmp_path.name), seconds=30)
+        wait_until(lambda: not processes_marked(tmp_path.name), seconds=90)
     result = run_main("--resume", "run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "runs/run/model.safetensors").read_bytes() == undisturbed
