@@ -3,12 +3,13 @@
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
+
+from command import wait_until
 
 BUCKET = "bucket"
 CREDENTIALS = {
@@ -25,20 +26,18 @@ def s3_server(port: int) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "the server does not start"
-                time.sleep(0.1)
+        wait_until(lambda: _answers(port), seconds=60)
         endpoint = f"http://127.0.0.1:{port}"
         client(endpoint).create_bucket(Bucket=BUCKET)
         yield endpoint
     finally:
         process.kill()
         process.wait()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def client(endpoint: str):  # type: ignore[no-untyped-def]

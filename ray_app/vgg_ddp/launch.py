@@ -1,6 +1,5 @@
 """The driver: check everything that can be checked, start the workers, say how it went."""
 
-import os
 import sys
 import time
 import uuid
@@ -53,13 +52,12 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
 
 
 def _train_in_this_process(run: Run, loading: "Future[Dataset]", phases: dict[str, float]) -> int:
-    from vgg_ddp.local import choose_device, train_locally
+    from vgg_ddp.local import choose_device, is_rank_zero, train_locally
 
     use_gpu = choose_device(run.config.device, run.config.batch_size)
     dataset = loading.result()
-    is_rank_zero = os.environ.get("RANK", "0") == "0"
     require_a_batch(run.config, dataset)
-    if is_rank_zero:
+    if is_rank_zero():
         _announce(run, dataset)
     phases["images decoded"] = time.time()
     try:
@@ -67,7 +65,7 @@ def _train_in_this_process(run: Run, loading: "Future[Dataset]", phases: dict[st
     except KeyboardInterrupt:
         print(f"\nStopped by SIGINT.\n{_how_to_go_on(run)}", flush=True)
         return INTERRUPTED
-    return _conclude(run, outcome) if is_rank_zero else _exit_code(outcome)
+    return _conclude(run, outcome) if is_rank_zero() else _exit_code(outcome)
 
 
 def _train_on_ray(run: Run, loading: "Future[Dataset]", phases: dict[str, float]) -> int:

@@ -19,6 +19,11 @@ from vgg_ddp.train import train_loop
 from vgg_ddp.worker import Job, Outcome
 
 
+def is_rank_zero() -> bool:
+    """Whether this process is torchrun's rank 0, or there is no torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def choose_device(device: str, batch_size: int) -> bool:
     """Whether this process trains on a GPU. Checks the flags against torchrun's number of processes.
 
@@ -42,13 +47,12 @@ def choose_device(device: str, batch_size: int) -> bool:
 
 def train_locally(run: Run, dataset: Dataset, use_gpu: bool, phases: dict[str, float]) -> Outcome:
     """Train through Ray Train's local mode, which starts no Ray process; torchrun's processes train together."""
-    is_rank_zero = os.environ.get("RANK", "0") == "0"
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     watch = SignalWatch(signal.SIGTERM)
     job = Job(
         run.config,
         dataset,
-        run.folder if is_rank_zero else None,
+        run.folder if is_rank_zero() else None,
         use_gpu,
         is_local=True,
         phases=phases,
@@ -60,6 +64,6 @@ def train_locally(run: Run, dataset: Dataset, use_gpu: bool, phases: dict[str, f
         scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu),
         run_config=RunConfig(name=run.name),
     )
-    with Follower(run.folder, run.config.epochs, phases["command"]) if is_rank_zero else nullcontext():
+    with Follower(run.folder, run.config.epochs, phases["command"]) if is_rank_zero() else nullcontext():
         outcome: Outcome = trainer.fit().return_value
     return outcome

@@ -46,13 +46,14 @@ def train(ray_cluster: None, tiny_dataset: Dataset, tmp_path: Path) -> Train:  #
         stop_requested: Callable[[], bool] | None = None,
         **settings: object,
     ) -> tuple[Outcome, list[Row]]:
-        config = dataclasses.replace(TrainConfig(num_workers=1, batch_size=24, precision="fp32"), **settings)
-        config = dataclasses.replace(config, num_workers=num_workers)
+        config = dataclasses.replace(
+            TrainConfig(num_workers=1, batch_size=24, precision="fp32"), num_workers=num_workers, **settings
+        )
         folder = Folder.at(str(tmp_path)) / f"run-{num_workers}-{uuid.uuid4().hex[:6]}"
         dataset = ray.put(tiny_dataset)
         job = Job(config, dataset, folder, False, False, batch_norm=batch_norm, stop_requested=stop_requested)
-        share = min(1.0, int((os.cpu_count() or 1) / num_workers * 10_000) / 10_000)
-        outcome: Outcome = build_trainer(job, folder, {"CPU": share}).fit().return_value
+        placement = cluster.place_workers(config)
+        outcome: Outcome = build_trainer(job, folder, placement.resources_per_worker).fit().return_value
         return outcome, read_metrics(folder)
 
     return run

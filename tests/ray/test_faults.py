@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ray.train import WorkerGroupError
 
 from command import MAIN, MARK, processes_marked, run_main, wait_until
+from vgg_ddp.failures import first_cause
 
 pytestmark = pytest.mark.slow
 
@@ -78,10 +80,6 @@ def test_killed_driver_leaves_nothing_running_and_its_run_resumes_to_the_same_we
 def test_first_real_exception_of_a_rank_reaches_the_user(
     train: Callable[..., object], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from ray.train import WorkerGroupError
-
-    from vgg_ddp.failures import first_cause
-
     def fail() -> bool:
         raise ZeroDivisionError("a fault in the code")
 
