@@ -55,6 +55,19 @@ def _require_answer(address: str) -> None:
         ) from error
 
 
+def start_coordinator() -> None:
+    """Start the actor that Ray Train's controller asks for resources.
+
+    The controller would start it, too, and do nothing else until it answers; now both start at the same time, which
+    saves 3 s on two cores. Ray has no public call for it.
+    """
+    from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+        get_or_create_autoscaling_coordinator,
+    )
+
+    get_or_create_autoscaling_coordinator()
+
+
 def place_workers(config: TrainConfig) -> Placement:
     """Choose GPUs where there is one for every worker (or they are asked for), else CPUs, fractions of them if need be.
 

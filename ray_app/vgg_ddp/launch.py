@@ -47,8 +47,10 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
     # Decoding takes about as long as Ray and torch take to start: both at once.
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(load_dataset, source, run.config.image_size)
-        train = _train_in_this_process if run.config.num_workers == 0 else _train_on_ray
-        return train(run, loading, phases)
+        if run.config.num_workers == 0:
+            return _train_in_this_process(run, loading, phases)
+        address = ray_environment.prepare(run.config.address)
+        return _train_on_ray(run, address, loading, phases)
 
 
 def _train_in_this_process(run: Run, loading: "Future[Dataset]", phases: dict[str, float]) -> int:
@@ -68,8 +70,7 @@ def _train_in_this_process(run: Run, loading: "Future[Dataset]", phases: dict[st
     return _conclude(run, outcome) if is_rank_zero() else _exit_code(outcome)
 
 
-def _train_on_ray(run: Run, loading: "Future[Dataset]", phases: dict[str, float]) -> int:
-    address = ray_environment.prepare(run.config.address)
+def _train_on_ray(run: Run, address: str, loading: "Future[Dataset]", phases: dict[str, float]) -> int:
     import ray
 
     from vgg_ddp import cluster
@@ -78,6 +79,7 @@ def _train_on_ray(run: Run, loading: "Future[Dataset]", phases: dict[str, float]
     connection = cluster.connect(address)
     try:
         phases["Ray started"] = time.time()
+        cluster.start_coordinator()
         placement = cluster.place_workers(run.config)
         dataset = loading.result()
         phases["images decoded"] = time.time()

@@ -55,7 +55,7 @@ class Replica:
             logits = model(images)
         return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing), logits
 
-    def settle_reducer(self, image_size: int) -> None:
+    def settle_reducer(self, batch_size: int, image_size: int) -> None:
         """Run one backward pass, after which DDP sorts its buckets by the order in which gradients came. A collective.
 
         With three or more ranks the buckets decide the order of summation. A resumed run would sum its first step in
@@ -64,8 +64,8 @@ class Replica:
         if not dist.is_initialized():
             return
         buffers = self.buffer_vector()
-        images = torch.zeros(2, 3, image_size, image_size, device=self.device, dtype=self.dtype)
-        labels = torch.zeros(2, dtype=torch.int64, device=self.device)
+        images = torch.zeros(batch_size, 3, image_size, image_size, device=self.device, dtype=self.dtype)
+        labels = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         self.loss(self.ddp, images.to(memory_format=torch.channels_last), labels)[0].backward()
         self.optimizer.zero_grad(set_to_none=True)
         self.set_buffers(buffers)

@@ -110,7 +110,9 @@ class Worker:
             config.compile,
             {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay},
         )
-        self.replica.settle_reducer(config.image_size)
+        # A compiled model is compiled for the shapes that it meets first: let them be those of training.
+        settling_batch = len(rank_range(config.batch_size, rank, world_size)) if config.compile else 2
+        self.replica.settle_reducer(settling_batch, config.image_size)
         self.phases: dict[str, float] = {}
 
     def resume(self, name: str) -> Outcome | None:

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from command import run_main
+from vgg_ddp import checkpoint
+from vgg_ddp.storage import Folder
 
 
 @pytest.fixture
@@ -70,6 +72,22 @@ def test_broken_image_names_file_and_row(tmp_path: Path, tiny_data: Path) -> Non
             rows[7]["img"]["bytes"] = rows[7]["img"]["bytes"][:100]
         pq.write_table(pq.read_table(tiny_data / f"{split}.parquet").from_pylist(rows), data / f"{split}.parquet")
     assert_refused(tmp_path, "--data", data, "--num-workers", 0, expected=("row 7 of train.parquet", "broken image"))
+
+
+def test_resume_from_a_checkpoint_of_another_model_is_refused(tmp_path: Path, tiny_data: Path) -> None:
+    flags = ("--num-workers", 0, "--batch-size", 60, "--epochs", 1, "--data", tiny_data, "--run-name", "run")
+    assert run_main(*flags, cwd=tmp_path).returncode == 0
+    run = Folder.at(str(tmp_path / "runs" / "run"))
+    newest = checkpoint.read_newest(run)
+    assert newest
+    name, state = newest
+    parameters = state["replica"]["parameters"]
+    parameters["classifier.weight"] = parameters["classifier.weight"][:, :256]
+    checkpoint.write(run, name, state)
+    result = run_main("--resume", "run", "--epochs", 2, cwd=tmp_path)
+    assert result.returncode == 2
+    last = result.stderr.splitlines()[-1]
+    assert "of another model: classifier.weight has the shape (10, 256) there and (10, 512) here" in last
 
 
 def test_resume_with_other_images_is_refused(tmp_path: Path, tiny_data: Path) -> None:
