@@ -49,7 +49,7 @@ def classify(classifier: "Classifier", config: PredictConfig) -> None:
     """Print a line for each image: its likeliest classes with their probabilities."""
     import numpy as np
 
-    from vgg_ddp.parquet import decode_image
+    from vgg_ddp.images import decode_image
 
     pixels = []
     for name in config.images:

@@ -1,11 +1,13 @@
 """The project's commands, as tests start them."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import psutil
@@ -13,16 +15,62 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ROOT / "ray_app" / "main.py"
 PREDICT = ROOT / "ray_app" / "predict.py"
+PREPARE = ROOT / "ray_app" / "prepare.py"
 SAMPLE = ROOT / "ray_app" / "sample"
 MARK = "VGG_TEST_MARK"
 
 
+def main_command(*flags: object) -> list[str]:
+    """The command line of a run."""
+    return [str(part) for part in (sys.executable, MAIN, *flags)]
+
+
+def torchrun_command(processes: int, *flags: object) -> list[str]:
+    """The command line of a run that torchrun starts, and starts again once if a process of it fails."""
+    torchrun = Path(sys.executable).with_name("torchrun")
+    options = ("--standalone", f"--nproc-per-node={processes}", "--max-restarts=1")
+    return [str(part) for part in (torchrun, *options, MAIN, "--num-workers", 0, *flags)]
+
+
 def run_main(*flags: object, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a person does, and wait for it."""
-    command = [sys.executable, str(MAIN), *map(str, flags)]
     return subprocess.run(
-        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=timeout
+        main_command(*flags), cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=timeout
     )
+
+
+@contextmanager
+def started(
+    cwd: Path, command: list[str], log: Path | None = None, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A command in the background, which prints into a pipe or a file; on leaving, all that it started is ended."""
+    with log.open("w") if log else nullcontext(subprocess.PIPE) as output:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=os.environ | environment | {MARK: cwd.name},
+            text=True,
+            start_new_session=True,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pid in processes_marked(cwd.name):
+            os.kill(pid, signal.SIGKILL)
+
+
+def own_words(output: str) -> str:
+    """What the command itself printed, without the lines that Ray forwards from its other processes."""
+    return "\n".join(line for line in output.splitlines() if " pid=" not in line)
+
+
+def whole_checkpoints(run: Path) -> int:
+    """How many checkpoints of a run are complete."""
+    return len(list(run.glob("checkpoint_*/manifest.json")))
 
 
 def processes_marked(mark: str) -> dict[int, str]:

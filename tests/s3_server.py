@@ -1,4 +1,4 @@
-"""An S3 on loopback: moto's server."""
+"""AWS on loopback, or on another address of this machine: moto's server."""
 
 import socket
 import subprocess
@@ -21,29 +21,35 @@ CREDENTIALS = {
 
 
 @contextmanager
-def s3_server(port: int) -> Iterator[str]:
-    """Endpoint of an S3 with one bucket."""
-    command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
+def aws_server(port: int, host: str = "127.0.0.1") -> Iterator[str]:
+    """Endpoint of an empty AWS account."""
+    command = [str(Path(sys.executable).with_name("moto_server")), "-H", host, "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: _answers(port), seconds=60)
-        endpoint = f"http://127.0.0.1:{port}"
-        client(endpoint).create_bucket(Bucket=BUCKET)
-        yield endpoint
+        wait_until(lambda: _answers(host, port), seconds=60)
+        yield f"http://{host}:{port}"
     finally:
         process.kill()
         process.wait()
 
 
-def _answers(port: int) -> bool:
+@contextmanager
+def s3_server(port: int, host: str = "127.0.0.1") -> Iterator[str]:
+    """Endpoint of an S3 with one bucket."""
+    with aws_server(port, host) as endpoint:
+        client(endpoint).create_bucket(Bucket=BUCKET)
+        yield endpoint
+
+
+def _answers(host: str, port: int) -> bool:
     with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((host, port)) == 0
 
 
-def client(endpoint: str):  # type: ignore[no-untyped-def]
+def client(endpoint: str, service: str = "s3"):  # type: ignore[no-untyped-def]
     """A boto3 client for the server."""
     return boto3.client(
-        "s3",
+        service,
         endpoint_url=endpoint,
         region_name=CREDENTIALS["AWS_DEFAULT_REGION"],
         aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],

@@ -29,11 +29,16 @@ class EpochPlan:
         return EpochPlan(self.order.to(device), self.flip.to(device), self.shift.to(device))
 
 
-def plan_epoch(num_images: int, seed: int, epoch: int, max_shift: int) -> EpochPlan:
-    """Draw the order and the augmentation of an epoch. With max_shift 0, images are neither moved nor mirrored."""
+def plan_epoch(num_images: int, seed: int, epoch: int, max_shift: int, alternating_flip: bool = False) -> EpochPlan:
+    """Draw the order and the augmentation of an epoch. With max_shift 0, images are neither moved nor mirrored.
+
+    With an alternating flip, each image is mirrored in every other epoch.
+    """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(num_images)
     flip = generator.random(num_images) < (0.5 if max_shift else 0.0)
+    if alternating_flip and max_shift:
+        flip = (np.random.default_rng(seed).random(num_images) < 0.5) ^ bool(epoch % 2)
     shift = generator.integers(-max_shift, max_shift, size=(num_images, 2), endpoint=True)
     return EpochPlan(torch.from_numpy(order), torch.from_numpy(flip), torch.from_numpy(shift))
 

@@ -4,6 +4,7 @@ A checkpoint is a folder `checkpoint_<step>_<id>` of the run folder. `state.pt` 
 written last, holds its size and SHA-256 digest. A folder without a manifest was cut short.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -67,9 +68,14 @@ def write(run: Folder, name: str, state: State) -> None:
     content = buffer.getbuffer()
     digest = hashlib.sha256(content).hexdigest()
     manifest = {"step": state["step"], "size_bytes": len(content), "sha256": digest}
-    run.filesystem.create_dir((run / name).path)
-    (run / name).write(STATE_FILE, content)
-    (run / name).write(MANIFEST_FILE, json.dumps(manifest).encode())
+    try:
+        run.filesystem.create_dir((run / name).path)
+        (run / name).write(STATE_FILE, content)
+        (run / name).write(MANIFEST_FILE, json.dumps(manifest).encode())
+    except OSError:
+        with contextlib.suppress(OSError):
+            run.delete(name)
+        raise
     for old in list_names(run)[KEEP:]:
         run.delete(old)
 

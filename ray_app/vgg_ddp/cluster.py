@@ -4,9 +4,11 @@ import logging
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vgg_ddp.config import TrainConfig
@@ -15,6 +17,8 @@ from vgg_ddp.ray_environment import LOCAL, PACKAGE
 from vgg_ddp.storage import Folder
 
 CONNECT_SECONDS = 5.0
+# What `ray up` leaves on a head node: the cluster file, with the resources of each type of node.
+CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,32 @@ def start_coordinator() -> None:
     get_or_create_autoscaling_coordinator()
 
 
-def place_workers(config: TrainConfig) -> Placement:
+def largest_resources(cluster_file: Path) -> dict[str, float]:
+    """CPUs and GPUs that the autoscaler may bring up at most; nothing where there is no cluster file.
+
+    Ray itself does not tell: its autoscaler knows them, and the driver can only ask for what is there.
+    """
+    if not cluster_file.exists():
+        return {}
+    totals: dict[str, float] = {}
+    for node_type in yaml.safe_load(cluster_file.read_text())["available_node_types"].values():
+        for kind in ("CPU", "GPU"):
+            count = node_type["resources"].get(kind, 0) * node_type.get("max_workers", 0)
+            totals[kind] = totals.get(kind, 0) + count
+    return totals
+
+
+def place_workers(config: TrainConfig, cluster_file: Path = CLUSTER_FILE) -> Placement:
     """Choose GPUs where there is one for every worker (or they are asked for), else CPUs, fractions of them if need be.
 
+    What an autoscaler may still bring counts like what is there: Ray Train waits for it.
+
     Raises:
-        UsageError: if there are fewer GPUs than --device gpu needs.
+        UsageError: if there are fewer GPUs than --device gpu needs, or no CPUs.
     """
-    resources = ray.cluster_resources()
-    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
+    present, possible = ray.cluster_resources(), largest_resources(cluster_file.expanduser())
+    cpus, gpus = (max(present.get(kind, 0.0), possible.get(kind, 0.0)) for kind in ("CPU", "GPU"))
+    gpus = int(gpus)
     # An elastic run starts with what is there.
     workers = config.min_workers or config.num_workers
     if config.device == "gpu" and gpus < workers:
@@ -86,6 +108,11 @@ def place_workers(config: TrainConfig) -> Placement:
     use_gpu = config.device != "cpu" and gpus >= workers
     if config.device == "auto" and gpus and not use_gpu:
         print(f"NOTE: {gpus} GPU(s) for {workers} workers: training on CPUs. Use --num-workers {gpus} for the GPUs.")
+    if not use_gpu and not cpus:
+        raise UsageError(
+            f"--device {config.device}: Ray sees no CPUs to train on; wait until the cluster's machines are up "
+            "(ray status)."
+        )
     # Ray keeps four decimals: round down, so that the parts fit into the whole.
     cpu_share = 1.0 if cpus >= workers or config.min_workers else int(cpus / workers * 10_000) / 10_000
     per_worker = {"CPU": cpu_share} | ({"GPU": 1.0} if use_gpu else {})

@@ -5,19 +5,20 @@ import re
 from typing import Literal, Self
 
 from vgg_ddp.flags import UsageError, flag
+from vgg_ddp.recipe import RECIPES, Recipe
 
 PROGRAM = "python ray_app/main.py"
 DATA_NAMES = ("auto", "cifar10", "sample")
 
+# Settings that the recipe brings unless they are given.
+RECIPE_FIELDS = ("lr", "momentum", "weight_decay", "label_smoothing")
 # What decides the numbers that a run computes: a resumed run must not change them.
 TRAJECTORY_FIELDS = (
     "data",
     "image_size",
     "batch_size",
-    "lr",
-    "momentum",
-    "weight_decay",
-    "label_smoothing",
+    "recipe",
+    *RECIPE_FIELDS,
     "augment_shift",
     "seed",
 )
@@ -41,14 +42,17 @@ class TrainConfig:
     """Passes over the training images."""
     batch_size: int = 128
     """Images per optimizer step over all workers together (the global batch)."""
-    lr: float = 0.05
-    """Peak learning rate, reached after a warm-up of a fifth of the run; then it falls linearly to 0."""
-    momentum: float = 0.9
-    """Nesterov momentum of SGD."""
-    weight_decay: float = 5e-4
-    """Weight decay of convolution and linear weights (none on biases and batch normalisation)."""
-    label_smoothing: float = 0.1
-    """Label smoothing of the training loss."""
+    recipe: Literal["classic", "fast"] = "classic"
+    """classic: SGD. fast: Muon on the filters, a whitening first layer, and what else learns in few epochs."""
+    lr: float | None = None
+    """Peak learning rate; it falls linearly to 0, with classic after a warm-up of a fifth of the run.
+    Unset: 0.05 (classic), 0.1 (fast, of the filters)."""
+    momentum: float | None = None
+    """Nesterov momentum. Unset: 0.9 (classic), 0.6 (fast, of the filters)."""
+    weight_decay: float | None = None
+    """Weight decay of linear weights and, with classic, of convolutions. Unset: 5e-4 (classic), 0 (fast)."""
+    label_smoothing: float | None = None
+    """Label smoothing of the training loss. Unset: 0.1 (classic), 0.2 (fast)."""
     augment_shift: int = 2
     """Random shift of training images in pixels; they are also mirrored at random. 0: neither."""
     seed: int = 0
@@ -74,8 +78,12 @@ class TrainConfig:
     """Name of the run to go on with. Its settings are used again, with those given here instead."""
     checkpoint_every_seconds: float = 300.0
     """Longest time between two checkpoints; one is also saved at the ends of epochs."""
+    mlflow: str | None = None
+    """Record the run in MLflow: local (mlflow.db in this folder), the URI of a server, or the ARN of SageMaker's."""
     max_failures: int = 3
     """Times that the run is restarted from its newest checkpoint after workers fail."""
+    collective_timeout_seconds: float = 600.0
+    """Time that the workers wait for one that does not answer; it counts as failed then."""
 
     def __post_init__(self) -> None:
         """Check every value that can be checked without looking at the machine.
@@ -83,17 +91,20 @@ class TrainConfig:
         Raises:
             UsageError: naming the flag, what was given and what was expected.
         """
+        recipe = self.chosen_recipe()
         for name in ("epochs", "batch_size"):
             self._expect(name, getattr(self, name) >= 1, "a positive number")
         for name in ("num_workers", "augment_shift", "max_failures"):
             self._expect(name, getattr(self, name) >= 0, "zero or a positive number")
         self._expect("seed", 0 <= self.seed < 2**63, "zero or a positive number below 2**63")
-        self._expect("weight_decay", 0 <= self.weight_decay < float("inf"), "zero or a positive number")
+        self._expect("weight_decay", 0 <= recipe.weight_decay < float("inf"), "zero or a positive number")
         # Comparisons with nan are false, so these also refuse nan.
-        self._expect("lr", 0 < self.lr < float("inf"), "a positive number")
+        self._expect("lr", 0 < recipe.lr < float("inf"), "a positive number")
         self._expect("checkpoint_every_seconds", self.checkpoint_every_seconds > 0, "a positive number of seconds")
-        self._expect("momentum", 0 <= self.momentum < 1, "a number from 0 up to, but not including, 1")
-        self._expect("label_smoothing", 0 <= self.label_smoothing < 1, "a number from 0 up to, but not including, 1")
+        timeout = self.collective_timeout_seconds
+        self._expect("collective_timeout_seconds", 1 <= timeout < float("inf"), "a second or more")
+        self._expect("momentum", 0 <= recipe.momentum < 1, "a number from 0 up to, but not including, 1")
+        self._expect("label_smoothing", 0 <= recipe.label_smoothing < 1, "a number from 0 up to, but not including, 1")
         self._expect("image_size", self.image_size >= 32, "at least 32 pixels, since VGG11 halves images five times")
         self._expect("augment_shift", self.augment_shift < self.image_size, "less than --image-size")
         for name in ("run_name", "resume"):
@@ -120,6 +131,16 @@ class TrainConfig:
     def _expect(self, name: str, valid: bool, expected: str) -> None:
         if not valid:
             raise UsageError(f"{flag(name)} {getattr(self, name)}: expected {expected}.")
+
+    def chosen_recipe(self) -> Recipe:
+        """The recipe, with those of its settings that were given instead."""
+        given = {name: getattr(self, name) for name in RECIPE_FIELDS if getattr(self, name) is not None}
+        return dataclasses.replace(RECIPES[self.recipe], **given)
+
+    def with_recipe(self) -> Self:
+        """The same settings, with the recipe's where none were given."""
+        recipe = self.chosen_recipe()
+        return dataclasses.replace(self, **{name: getattr(recipe, name) for name in RECIPE_FIELDS})
 
     def to_dict(self) -> dict[str, object]:
         return dataclasses.asdict(self)

@@ -21,6 +21,7 @@ class Decision:
 
     Attributes:
         stop: save, then end the run.
+        give_up: end the run, since its folder cannot be written.
         save: a checkpoint is due.
         save_at_epoch_end: a checkpoint is due if this was the last step of an epoch.
         check_preemption: ask Ray whether a node is about to go.
@@ -28,6 +29,7 @@ class Decision:
     """
 
     stop: bool = False
+    give_up: bool = False
     save: bool = False
     save_at_epoch_end: bool = False
     check_preemption: bool = False
@@ -38,11 +40,16 @@ class Control:
     """Collects one rank's wishes and agrees on them with the other ranks."""
 
     def __init__(
-        self, device: torch.device, checkpoint_every_seconds: float, stop_requested: Callable[[], bool] | None
+        self,
+        device: torch.device,
+        checkpoint_every_seconds: float,
+        stop_requested: Callable[[], bool] | None,
+        storage_failed: Callable[[], bool],
     ) -> None:
         self.steps_between_decisions = STEPS_BETWEEN_DECISIONS[device.type]
         self._checkpoint_every_seconds = checkpoint_every_seconds
         self._stop_requested = stop_requested
+        self._storage_failed = storage_failed
         self._preemption: tuple[object, ...] | None = None
         self._saved_at = self._checked_at = time.monotonic()
         self._first_bad_step = torch.full((), math.inf, dtype=torch.float64, device=device)
@@ -69,6 +76,7 @@ class Control:
         unsaved_seconds = now - self._saved_at
         wishes = (
             self._stop_requested is not None and self._stop_requested(),
+            self._storage_failed(),
             unsaved_seconds >= self._checkpoint_every_seconds,
             unsaved_seconds >= SECONDS_BETWEEN_EPOCH_END_CHECKPOINTS,
             now - self._checked_at >= SECONDS_BETWEEN_PREEMPTION_CHECKS,
@@ -78,8 +86,8 @@ class Control:
         votes = torch.cat([votes.to(self._first_bad_step.device), self._first_bad_step.view(1)])
         if dist.is_initialized():
             dist.all_reduce(votes, op=dist.ReduceOp.MIN)
-        stop, save, save_at_epoch_end, check, bad_step = votes.tolist()
+        stop, give_up, save, save_at_epoch_end, check, bad_step = votes.tolist()
         if not check:
             self._checked_at = now
         first_bad_step = None if math.isinf(bad_step) else int(bad_step)
-        return Decision(not stop, not save, not save_at_epoch_end, not check, first_bad_step)
+        return Decision(not stop, not give_up, not save, not save_at_epoch_end, not check, first_bad_step)

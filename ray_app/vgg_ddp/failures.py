@@ -8,12 +8,17 @@ from typing import Any
 from ray.train import UserCallback
 
 # What the other ranks say once one is gone: true, but not the cause.
-_CONSEQUENCE = re.compile(r"Connection (closed|reset) by peer|gloo|NCCL|Broken pipe", re.IGNORECASE)
+_CONSEQUENCE = re.compile(r"Connection (closed|reset) by peer|gloo|NCCL|Broken pipe|Application timeout", re.IGNORECASE)
+
+
+def is_consequence(failure: Exception) -> bool:
+    """Whether a worker failed because another rank did not take part any more."""
+    return bool(_CONSEQUENCE.search(str(failure)))
 
 
 def first_cause(failures: dict[int, Exception]) -> tuple[int, Exception]:
     """Rank and exception of the failure that is not a mere consequence of another, else of the lowest rank."""
-    causes = [rank for rank, failure in failures.items() if not _CONSEQUENCE.search(str(failure))]
+    causes = [rank for rank, failure in failures.items() if not is_consequence(failure)]
     rank = min(causes or failures)
     return rank, failures[rank]
 

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,10 @@ from vgg_ddp import ray_environment
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Dataset, find_source, load_dataset
 from vgg_ddp.flags import UsageError
-from vgg_ddp.report import CURVES_FILE, Follower, format_summary, read_metrics, write_curves
+from vgg_ddp.report import CURVES_FILE, Follower, Row, format_summary, read_metrics, write_curves
 from vgg_ddp.runs import Run, open_run, require_writable
 from vgg_ddp.storage import Folder
+from vgg_ddp.tracking import recorded, require_mlflow
 
 if TYPE_CHECKING:
     from vgg_ddp.cluster import Placement
@@ -43,6 +45,7 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
     if run.config.data == "auto":
         # What was found counts from now on, also for a resume.
         run = replace(run, config=replace(run.config, data="cifar10" if source.kind == "cifar10" else "sample"))
+    require_mlflow(run.config.mlflow)
     require_writable(run)
     # Decoding takes about as long as Ray and torch take to start: both at once.
     with ThreadPoolExecutor(1) as pool:
@@ -50,7 +53,8 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
         if run.config.num_workers == 0:
             return _train_in_this_process(run, loading, phases)
         address = ray_environment.prepare(run.config.address)
-        return _train_on_ray(run, address, loading, phases)
+        with recorded(run):
+            return _train_on_ray(run, address, loading, phases)
 
 
 def _train_in_this_process(run: Run, loading: "Future[Dataset]", phases: dict[str, float]) -> int:
@@ -62,12 +66,13 @@ def _train_in_this_process(run: Run, loading: "Future[Dataset]", phases: dict[st
     if is_rank_zero():
         _announce(run, dataset)
     phases["images decoded"] = time.time()
-    try:
-        outcome = train_locally(run, dataset, use_gpu, phases)
-    except KeyboardInterrupt:
-        print(f"\nStopped by SIGINT.\n{_how_to_go_on(run)}", flush=True)
-        return INTERRUPTED
-    return _conclude(run, outcome) if is_rank_zero() else _exit_code(outcome)
+    with recorded(run) if is_rank_zero() else nullcontext():
+        try:
+            outcome = train_locally(run, dataset, use_gpu, phases)
+        except KeyboardInterrupt:
+            print(f"\nStopped by SIGINT.\n{_how_to_go_on(run)}", flush=True)
+            return INTERRUPTED
+        return _conclude(run, outcome) if is_rank_zero() else _exit_code(outcome)
 
 
 def _train_on_ray(run: Run, address: str, loading: "Future[Dataset]", phases: dict[str, float]) -> int:
@@ -146,24 +151,29 @@ def _fit(run: Run, dataset: Dataset, placement: "Placement", phases: dict[str, f
 
 
 def _conclude(run: Run, outcome: "Outcome | None") -> int:
-    """Print how the run ended, and draw its curves."""
-    rows = read_metrics(run.folder)
-    if rows:
-        write_curves(run.folder, rows, run.name)
+    """Draw the curves, and print how the run ended."""
+    rows: list[Row] = []
+    try:
+        rows = read_metrics(run.folder)
+        if rows and not (outcome and outcome.kind == "unsaved"):
+            write_curves(run.folder, rows, run.name)
+    except OSError as error:
+        print(f"NOTE: {run.folder} cannot be read or written any more: {error}", file=sys.stderr)
     if outcome is None:
         print("error: training failed; the first failure is shown above.", file=sys.stderr)
     elif outcome.kind == "refused":
         raise UsageError(outcome.message)
-    elif outcome.kind == "diverged":
+    elif outcome.kind in ("diverged", "unsaved"):
         print(f"error: {outcome.message}.", file=sys.stderr)
     elif outcome.kind == "finished":
         print(f"\nFinished {run.name}")
-        print(format_summary(rows))
+        if rows:
+            print(format_summary(rows))
         print(f"  run folder         {run.folder}")
         print(f"  curves             {run.folder / CURVES_FILE}")
     else:
         print(f"\nStopped after step {outcome.step}.")
-    if outcome is None or outcome.kind == "stopped":
+    if outcome is None or outcome.kind in ("stopped", "unsaved"):
         print(_how_to_go_on(run), flush=True)
     return _exit_code(outcome)
 

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from vgg_ddp.convolution import Conv3x3
+
 # Configuration A of "Very Deep Convolutional Networks" (Simonyan and Zisserman, 2014): output channels, "M" = max pool.
 LAYERS: tuple[int | str, ...] = (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M")
 
@@ -38,7 +40,7 @@ def _feature_layers(batch_norm: bool) -> list[nn.Module]:
         if isinstance(item, str):
             layers.append(nn.MaxPool2d(kernel_size=2, stride=2))
             continue
-        layers.append(nn.Conv2d(in_channels, item, kernel_size=3, padding=1))
+        layers.append(Conv3x3(in_channels, item))
         if batch_norm:
             layers.append(nn.BatchNorm2d(item))
         layers.append(nn.ReLU(inplace=True))

@@ -1,11 +1,9 @@
 """Images and labels from Parquet files in the layout of the Hugging Face `datasets` library."""
 
-import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vgg_ddp.flags import UsageError
+from vgg_ddp.images import decode_image
 from vgg_ddp.storage import Folder
 
 IMAGE_COLUMNS = ("img", "image")
@@ -126,28 +125,3 @@ def _decode(encoded: list[bytes | None], file: str, image_size: int) -> npt.NDAr
         for _ in pool.map(decode_rows, chunks):
             pass
     return images
-
-
-def decode_image(encoded: bytes, image_size: int) -> Any:
-    """Decode PNG or JPEG bytes to uint8 (image_size, image_size, 3).
-
-    Raises:
-        OSError: if the bytes are no such image, or a damaged one.
-    """
-    from PIL import Image
-
-    if not encoded:
-        raise OSError("no bytes")
-    try:
-        with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
-            if image.mode.startswith("I"):
-                # 16 bits a pixel: Pillow would cut all but the darkest off at white.
-                pixels = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-            else:
-                pixels = image.convert("RGB")
-            if pixels.size != (image_size, image_size):
-                pixels = pixels.resize((image_size, image_size), Image.Resampling.BILINEAR)
-            return np.asarray(pixels)
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        # What Pillow raises for damage of some kinds.
-        raise OSError(str(error)) from error

@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).resolve().parent
 LOCAL = "local"
 
 DEFAULTS = {
-    # A report waits for the controller's next poll, which comes every 2 s by default.
+    # How soon the controller sees that a worker is dead, or that all have finished: every 2 s by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # A node that is about to go leaves little time for a checkpoint: by default 5 s pass before the workers hear of it.
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",

@@ -1,6 +1,7 @@
-"""One worker's copy of the model: DDP, the optimizer, and the state of both that a checkpoint holds."""
+"""One worker's copy of the model: DDP, the optimizers, and the state of both that a checkpoint holds."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import ray.train.torch
@@ -9,11 +10,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vgg_ddp.fast_vgg import FastVGG11
 from vgg_ddp.model import VGG11
-from vgg_ddp.optim import build_optimizer
+from vgg_ddp.optim import Optimizers
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 # torch renamed the argument in 2.15 and warns of the old name.
-_SYNC_BUFFERS = next(
+SYNC_BUFFERS = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
     if name in inspect.signature(nn.parallel.DistributedDataParallel).parameters
@@ -21,7 +24,7 @@ _SYNC_BUFFERS = next(
 
 
 class Replica:
-    """The model, wrapped by DDP where there are several workers, and its optimizer.
+    """The model, wrapped by DDP where there are several workers, and its optimizers.
 
     Attributes:
         module: the bare model, for evaluation and for its state.
@@ -30,24 +33,24 @@ class Replica:
 
     def __init__(
         self,
-        module: VGG11,
+        module: VGG11 | FastVGG11,
         device: torch.device,
         precision: str,
         compiled: bool,
-        optimizer_settings: dict[str, float],
+        build: Callable[[nn.Module], Optimizers],
     ) -> None:
         self.module = module
         self.device = device
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.dtype = DTYPES[precision]
         # Each rank keeps its own batch statistics, averaged at epoch ends: no broadcast on every step.
         self.ddp: nn.Module = ray.train.torch.prepare_model(
             module,
             move_to_device=device,
-            parallel_strategy_kwargs={_SYNC_BUFFERS: False, "gradient_as_bucket_view": True},
+            parallel_strategy_kwargs={SYNC_BUFFERS: False, "gradient_as_bucket_view": True},
         )
         if compiled:
             self.ddp.compile()
-        self.optimizer = build_optimizer(module, **optimizer_settings)
+        self.optimizers = build(module)
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy (scalar, float32) and logits (B, classes) of normalised images (B, 3, H, W)."""
@@ -67,7 +70,7 @@ class Replica:
         images = torch.zeros(batch_size, 3, image_size, image_size, device=self.device, dtype=self.dtype)
         labels = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
         self.loss(self.ddp, images.to(memory_format=torch.channels_last), labels)[0].backward()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizers.zero_grad()
         self.set_buffers(buffers)
 
     def buffer_vector(self) -> Tensor:
@@ -90,8 +93,12 @@ class Replica:
             dist.all_reduce(vector)
             self.set_buffers(vector / dist.get_world_size())
 
+    def plain_model(self) -> VGG11:
+        """The model in the form in which it is stored."""
+        return self.module.to_vgg11() if isinstance(self.module, FastVGG11) else self.module
+
     def state(self) -> dict[str, Any]:
-        """Weights, optimizer, and every rank's running statistics. A collective."""
+        """Weights, optimizers, and every rank's running statistics. A collective."""
         vector = self.buffer_vector()
         vectors = [vector]
         if dist.is_initialized():
@@ -100,7 +107,7 @@ class Replica:
         return {
             "parameters": {name: parameter.detach() for name, parameter in self.module.named_parameters()},
             "buffers": vectors,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": self.optimizers.state(),
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -127,4 +134,4 @@ class Replica:
         rank = dist.get_rank() if dist.is_initialized() else 0
         vector = vectors[rank] if len(vectors) == world_size else torch.stack(vectors).mean(dim=0)
         self.set_buffers(vector.to(self.device))
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizers.load_state(state["optimizers"])

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,8 @@ from vgg_ddp.storage import Folder
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.csv"
@@ -99,12 +102,22 @@ def format_row(row: Row, epochs: int) -> str:
     )
 
 
+def best_row(rows: Sequence[Row]) -> Row:
+    """The first epoch of those with the highest test accuracy."""
+    return max(rows, key=lambda row: row["test_accuracy"])
+
+
+def mean_images_per_second(rows: Sequence[Row]) -> float:
+    """Images per second over all epochs."""
+    seconds = sum(row["seconds"] for row in rows)
+    return sum(row["images_per_second"] * row["seconds"] for row in rows) / max(seconds, 1e-9)
+
+
 def format_summary(rows: Sequence[Row]) -> str:
     """A small table of what a finished run reached."""
     last = rows[-1]
-    best = max(rows, key=lambda row: row["test_accuracy"])
+    best, images_per_second = best_row(rows), mean_images_per_second(rows)
     seconds = sum(row["seconds"] for row in rows)
-    images_per_second = sum(row["images_per_second"] * row["seconds"] for row in rows) / max(seconds, 1e-9)
     lines = (
         ("epochs", f"{last['epoch']:.0f}"),
         ("training loss", f"{last['loss']:.4f}"),
@@ -168,8 +181,15 @@ class Follower:
     def _follow(self) -> None:
         poll_seconds = 0.5 if self._run.is_local else 3.0
         while not self._ended.wait(poll_seconds):
+            self._look()
+        self._look()
+
+    def _look(self) -> None:
+        try:
             self._print_new_rows()
-        self._print_new_rows()
+        except OSError as error:
+            # The workers have ways of their own to tell of storage that fails for good.
+            logger.warning("%s cannot be read: %s", self._run, error)
 
     def _print_new_rows(self) -> None:
         first_step = 0.0 if self._saw_first_step else read_startup(self._run).get("first step", 0.0)

@@ -48,8 +48,8 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
         if config.resume:
             raise UsageError(f"--resume {name}: there is no run of that name in --storage-path {config.storage_path}.")
         config.check_pairs()
-        return Run(config, name, folder, exists=False)
-    started_with = TrainConfig.from_dict(saved)
+        return Run(config.with_recipe(), name, folder, exists=False)
+    started_with = TrainConfig.from_dict(saved).with_recipe()
     # The run's own settings are the defaults now: flags that are not given keep them.
     defaults = replace(started_with, storage_path=config.storage_path, run_name=None, resume=None)
     config = _with_absolute_paths(parse_flags(TrainConfig, arguments, PROGRAM, defaults))

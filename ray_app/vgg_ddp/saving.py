@@ -1,65 +1,72 @@
-"""Checkpoints of a running job: copied at once, written by a thread while training goes on."""
+"""What rank 0 writes to the run folder while training goes on, and whether it could be written."""
 
+import logging
+import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
-
-import ray.train
-from ray.train import Checkpoint, CheckpointUploadMode
 
 from vgg_ddp import checkpoint
 from vgg_ddp.storage import Folder
 
+logger = logging.getLogger(__name__)
+
+# In seconds; on S3 each attempt retries for some 6 s by itself.
+RETRY_DELAYS = (1.0, 4.0, 10.0)
+
 
 class Saver:
-    """Writes this run's checkpoints: through ray.train.report under Ray Train, by itself in Ray's local mode.
+    """Writes this run's checkpoints in a thread, the same under Ray Train and torchrun.
 
-    Local mode keeps nothing of what is reported to it.
+    They are not reported to Ray Train. Its controller would keep a list of them on the same storage, and in Ray 2.60 a
+    list that cannot be written for a moment ends the run, and one that lags behind keeps a killed run from resuming.
+
+    Attributes:
+        failure: why something could not be written; a restart would meet the same storage, so the run has to end.
     """
 
-    def __init__(self, run: Folder, is_local: bool, rank: int) -> None:
+    def __init__(self, run: Folder, rank: int) -> None:
+        self.failure: str | None = None
         self._run = run
         self._rank = rank
-        self._writer = ThreadPoolExecutor(1) if is_local else None
+        self._writer = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
 
-    def save(self, state: checkpoint.State, metrics: dict[str, Any]) -> None:
-        """Start to write a checkpoint. Under Ray Train a collective (every rank must call it).
+    def keep(self, write: Callable[[], None]) -> None:
+        """Write what the run cannot do without; what fails again and again becomes `failure`."""
+        for delay in (*RETRY_DELAYS, None):
+            try:
+                write()
+                return
+            except OSError as error:
+                if delay is None:
+                    self.failure = f"{self._run} cannot be written: {error}"
+                    return
+                logger.warning("%s: trying again in %.0f s.", error, delay)
+                time.sleep(delay)
 
-        Raises:
-            OSError: in local mode, if the checkpoint before it could not be written.
+    def note(self, write: Callable[[], None]) -> None:
+        """Write what will be written anew later: where it fails now, the run goes on."""
+        try:
+            write()
+        except OSError as error:
+            logger.warning("%s: going on without it.", error)
+
+    def save(self, state: checkpoint.State) -> None:
+        """Start to write a checkpoint, once the one before is written. Rank 0 alone does: all hold the same weights.
+
+        Nothing is written after a failure: the run is about to end, and to wait for the storage again would delay that.
         """
-        name = checkpoint.new_name(state["step"])
-        snapshot = checkpoint.copy_to_host(state) if self._rank == 0 else {}
-        if self._writer is None:
-            self._report(name, snapshot, metrics)
-        elif self._rank == 0:
+        if self._rank == 0:
+            snapshot = checkpoint.copy_to_host(state)
             self.wait()
-            self._pending = self._writer.submit(checkpoint.write, self._run, name, snapshot)
+            if not self.failure:
+                self._pending = self._writer.submit(self._write, snapshot)
 
-    def _report(self, name: str, snapshot: checkpoint.State, metrics: dict[str, Any]) -> None:
-        """Hand the checkpoint to Ray Train, whose upload thread calls `write`."""
-
-        def write(target: Checkpoint, _: str) -> Checkpoint:
-            checkpoint.write(self._run, name, snapshot)
-            return target
-
-        # Only rank 0 has a checkpoint to give: all ranks hold the same weights.
-        target = Checkpoint((self._run / name).path, self._run.filesystem) if self._rank == 0 else None
-        ray.train.report(
-            metrics,
-            checkpoint=target,
-            checkpoint_dir_name=name,
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            checkpoint_upload_fn=write if target else None,
-            delete_local_checkpoint_after_upload=False,
-        )
+    def _write(self, snapshot: checkpoint.State) -> None:
+        name = checkpoint.new_name(snapshot["step"])
+        self.keep(lambda: checkpoint.write(self._run, name, snapshot))
 
     def wait(self) -> None:
-        """In local mode, wait until the last checkpoint is written; under Ray Train, Ray does so at the loop's end.
-
-        Raises:
-            OSError: if it could not be written.
-        """
+        """Wait until the last checkpoint is written, or cannot be."""
         if self._pending:
             self._pending.result()
-            self._pending = None

@@ -3,15 +3,43 @@
 import contextlib
 import os
 import posixpath
+import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pyarrow import fs
+
+# With growing pauses, these take about 6 s; 100 s where nothing answers.
+S3_ATTEMPTS = 10
+# In seconds. pyarrow tries requests to S3 again by itself, but not the one that brings an object's content.
+READ_RETRY_DELAYS = (0.5, 2.0, 5.0)
 
 
 def absolute(location: str) -> str:
     """A local path made absolute, ~ resolved; a URI as it is."""
     return location if "://" in location else os.path.abspath(os.path.expanduser(location))
+
+
+class PatientS3FileSystem(fs.S3FileSystem):  # type: ignore[misc]
+    """pyarrow's, as patient in every process that it is sent to: pyarrow's own comes back with three attempts."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS))
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[dict[str, Any]]]:
+        return _rebuild, (_options(super()),)
+
+
+def _options(filesystem: Any) -> dict[str, Any]:
+    """Arguments that make a file system like this one; pyarrow tells them only to pickle."""
+    _, (options,) = filesystem.__reduce__()
+    return dict(options)
+
+
+def _rebuild(options: dict[str, Any]) -> PatientS3FileSystem:
+    return PatientS3FileSystem(**options)
 
 
 @dataclass(frozen=True)
@@ -31,6 +59,8 @@ class Folder:
         if "://" not in location:
             return cls(fs.LocalFileSystem(), absolute(location))
         filesystem, path = fs.FileSystem.from_uri(location)
+        if isinstance(filesystem, fs.S3FileSystem):
+            filesystem = PatientS3FileSystem(**_options(filesystem))
         return cls(filesystem, path.rstrip("/"))
 
     @property
@@ -57,7 +87,18 @@ class Folder:
 
         Raises:
             FileNotFoundError: if there is no such file.
+            OSError: if it cannot be read; on an object store, after further attempts.
         """
+        for delay in () if self.is_local else READ_RETRY_DELAYS:
+            try:
+                return self._read(name)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                time.sleep(delay)
+        return self._read(name)
+
+    def _read(self, name: str) -> bytes:
         with self.filesystem.open_input_file((self / name).path) as file:
             return bytes(file.read())
 

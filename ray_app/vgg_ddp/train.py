@@ -4,6 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import ray
@@ -13,10 +14,13 @@ import torch
 import torch.distributed as dist
 
 from vgg_ddp import checkpoint
+from vgg_ddp.data import Dataset
+from vgg_ddp.failures import is_consequence
+from vgg_ddp.hangs import explain, find_hung_ranks, is_timeout
 from vgg_ddp.hardware import choose_precision
 from vgg_ddp.report import write_config, write_metrics, write_model
 from vgg_ddp.storage import Folder
-from vgg_ddp.worker import Job, Outcome, Worker
+from vgg_ddp.worker import Job, Outcome, Ranks, Worker
 
 T = TypeVar("T")
 
@@ -26,27 +30,46 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
     job = settings["job"]
     phases = job.phases | {"workers started": time.time()}
     if not job.is_local:
-        # Ray logs every report in full at this level, to a logger outside its own hierarchy.
+        # Ray Train's own print also logs what it prints, to the root logger, and the driver would show it twice.
         logging.getLogger().setLevel(logging.WARNING)
+    if job.is_local and dist.is_initialized():
+        # Ray's local mode has no setting for it. Before torch 2.14 the function had another name.
+        set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+        set_timeout(timedelta(seconds=job.config.collective_timeout_seconds))
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if job.use_gpu else torch.device("cpu")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     dataset = ray.get(job.dataset) if isinstance(job.dataset, ray.ObjectRef) else job.dataset
     run, precision, newest = from_rank_zero(lambda: _start(job, device))
-    worker = Worker(job, dataset, run, precision, device, context.get_world_rank(), context.get_world_size())
+    ranks = Ranks(context.get_world_rank(), context.get_world_size(), context.get_local_world_size())
+    worker = Worker(job, dataset, run, precision, device, ranks)
     phases["model built"] = time.time()
     outcome = worker.resume(newest) if newest else None
     worker.phases = phases
-    if not outcome and context.get_world_rank() == 0:
-        write_config(run, job.config.to_dict())
-    while not outcome and len(worker.progress.rows) < job.config.epochs:
-        outcome = worker.train_epoch()
+    if not (outcome or worker.saver.failure) and context.get_world_rank() == 0:
+        worker.saver.keep(lambda: write_config(run, job.config.to_dict()))
+    try:
+        while not outcome and len(worker.progress.rows) < job.config.epochs:
+            outcome = worker.train_epoch()
+    except RuntimeError as error:
+        if not (dist.is_initialized() and (is_timeout(error) or is_consequence(error))):
+            raise
+        hung = find_hung_ranks(is_timeout(error))
+        if hung is None:
+            raise
+        raise explain(hung, worker.progress.step, job.config.collective_timeout_seconds) from None
     worker.saver.wait()
-    if not outcome and context.get_world_rank() == 0:
-        write_metrics(run, worker.progress.rows)
-        preprocessing = {"image_size": job.config.image_size, "mean": dataset.mean, "std": dataset.std}
-        write_model(run, worker.replica.module.state_dict(), dataset.class_names, preprocessing)
+    if not (outcome or worker.saver.failure) and context.get_world_rank() == 0:
+        worker.saver.keep(lambda: _write_results(worker, dataset))
+    if worker.saver.failure:
+        return Outcome("unsaved", worker.saver.failure, worker.progress.step)
     return outcome or Outcome("finished", step=worker.progress.step)
+
+
+def _write_results(worker: Worker, dataset: Dataset) -> None:
+    write_metrics(worker.run, worker.progress.rows)
+    preprocessing = {"image_size": worker.config.image_size, "mean": dataset.mean, "std": dataset.std}
+    write_model(worker.run, worker.replica.plain_model().state_dict(), dataset.class_names, preprocessing)
 
 
 def _start(job: Job, device: torch.device) -> tuple[Folder, str, str | None]:

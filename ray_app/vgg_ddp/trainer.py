@@ -1,7 +1,11 @@
 """The Ray Train trainer of a run."""
 
+import logging
+import math
 import posixpath
+from typing import Any
 
+from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -10,10 +14,33 @@ from vgg_ddp.storage import Folder
 from vgg_ddp.train import train_loop
 from vgg_ddp.worker import Job
 
+logger = logging.getLogger(__name__)
+
 CONTROLLER_FAILURES = 3
-COLLECTIVE_TIMEOUT_SECONDS = 600
 # A resize restarts the workers from the newest checkpoint: rarely enough not to do so all the time.
 SECONDS_BETWEEN_RESIZE_CHECKS = 30.0
+
+
+class TolerantBackend(TorchConfig().backend_cls):  # type: ignore[misc]
+    """Ray's set-up of the process group, which may also be shut down after workers were killed for memory.
+
+    Ray 2.60 expects dead workers there, but takes the error that tells of this death for a failure of its controller,
+    and ends the run.
+    """
+
+    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        try:
+            super().on_shutdown(worker_group, backend_config)
+        except RayError as error:
+            logger.debug("The process group could not be shut down: %s", error)
+
+
+class TolerantTorchConfig(TorchConfig):  # type: ignore[misc]
+    """Ray's settings of the process group, with `TolerantBackend`."""
+
+    @property
+    def backend_cls(self) -> type[TolerantBackend]:
+        return TolerantBackend
 
 
 def build_trainer(job: Job, run: Folder, resources_per_worker: dict[str, float]) -> TorchTrainer:
@@ -23,7 +50,7 @@ def build_trainer(job: Job, run: Folder, resources_per_worker: dict[str, float])
     return TorchTrainer(
         train_loop,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+        torch_config=TolerantTorchConfig(timeout_s=math.ceil(config.collective_timeout_seconds)),
         scaling_config=ScalingConfig(
             num_workers=(config.min_workers, config.num_workers) if config.min_workers else config.num_workers,
             elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZE_CHECKS,

@@ -1,8 +1,9 @@
 """One rank of a run: its part of each step, each evaluation and each checkpoint."""
 
+import posixpath
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,15 +17,18 @@ from vgg_ddp.batches import EpochPlan, augment, normalize, plan_epoch, rank_rang
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.control import Control, Decision
 from vgg_ddp.data import Dataset, Split
+from vgg_ddp.fast_vgg import FastVGG11, build_fast_model
+from vgg_ddp.gauges import Gauges
 from vgg_ddp.metrics import Sums
-from vgg_ddp.model import build_model
-from vgg_ddp.optim import lr_at
-from vgg_ddp.replica import Replica
+from vgg_ddp.model import VGG11, build_model
+from vgg_ddp.optim import build_optimizers, schedule
+from vgg_ddp.replica import DTYPES, Replica
 from vgg_ddp.report import Row, write_metrics, write_startup
 from vgg_ddp.saving import Saver
 from vgg_ddp.storage import Folder
 
 EVALUATION_BATCH = 500
+WHITENING_IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,24 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+
+    @property
+    def on_one_machine(self) -> bool:
+        """Whether there are several of them, all on this machine."""
+        return 1 < self.world_size == self.local_world_size
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How the training loop ended, the same on every rank."""
 
-    kind: Literal["finished", "stopped", "diverged", "refused"]
+    kind: Literal["finished", "stopped", "diverged", "refused", "unsaved"]
     message: str = ""
     step: int = 0
 
@@ -85,12 +103,12 @@ class Worker:
         run: Folder,
         precision: str,
         device: torch.device,
-        rank: int,
-        world_size: int,
+        ranks: Ranks,
     ) -> None:
         config = job.config
+        rank, world_size = ranks.rank, ranks.world_size
         self.config, self.run, self.device, self.rank, self.world_size = config, run, device, rank, world_size
-        self.precision = precision
+        self.precision, self.recipe = precision, config.chosen_recipe()
         self.train_images, self.train_labels = _on_device(dataset.train, device)
         self.test_images, self.test_labels = _on_device(dataset.test, device)
         self.mean, self.std = torch.tensor(dataset.mean, device=device), torch.tensor(dataset.std, device=device)
@@ -99,21 +117,36 @@ class Worker:
         self.fingerprint = {"training_images": len(dataset.train), "class_names": list(dataset.class_names)}
         self.progress = Progress()
         self.sums = Sums(device)
-        self.saver = Saver(run, job.is_local, rank)
+        self.saver = Saver(run, rank)
         # Under Ray one look is enough; under torchrun a signal may reach any of the processes.
         stop_requested = job.stop_requested if rank == 0 or job.is_local else None
-        self.control = Control(device, config.checkpoint_every_seconds, stop_requested)
+        self.control = Control(
+            device, config.checkpoint_every_seconds, stop_requested, lambda: self.saver.failure is not None
+        )
         self.replica = Replica(
-            build_model(len(dataset.class_names), config.seed, job.batch_norm),
+            self._build_model(len(dataset.class_names), job.batch_norm),
             device,
             precision,
             config.compile,
-            {"lr": config.lr, "momentum": config.momentum, "weight_decay": config.weight_decay},
+            lambda model: build_optimizers(
+                model, self.recipe, config.batch_size, DTYPES[precision], device.type == "cpu" and ranks.on_one_machine
+            ),
         )
         # A compiled model is compiled for the shapes that it meets first: let them be those of training.
         settling_batch = len(rank_range(config.batch_size, rank, world_size)) if config.compile else 2
         self.replica.settle_reducer(settling_batch, config.image_size)
         self.phases: dict[str, float] = {}
+        self.gauges = Gauges(posixpath.basename(run.path)) if rank == 0 and not job.is_local else None
+
+    def _build_model(self, num_classes: int, batch_norm: bool) -> VGG11 | FastVGG11:
+        config = self.config
+        if config.recipe == "classic":
+            return build_model(num_classes, config.seed, batch_norm)
+        stride = max(1, len(self.train_images) // WHITENING_IMAGES)
+        chosen = self.train_images[::stride][:WHITENING_IMAGES]
+        return build_fast_model(
+            num_classes, config.seed, normalize(chosen, self.mean, self.std, torch.float32).to("cpu")
+        )
 
     def resume(self, name: str) -> Outcome | None:
         """Take up a checkpoint; an outcome if it cannot belong to this run."""
@@ -136,7 +169,7 @@ class Worker:
         state = {"step": progress.step, "seconds": progress.seconds, "rows": list(progress.rows)}
         state["precision"] = self.precision
         state |= {"replica": self.replica.state(), "sums": self.sums.total(), "fingerprint": self.fingerprint}
-        self.saver.save(state, progress.rows[-1] if progress.rows else {"step": progress.step})
+        self.saver.save(state)
         self.control.mark_saved()
 
     def train_epoch(self) -> Outcome | None:
@@ -144,7 +177,9 @@ class Worker:
         config, progress = self.config, self.progress
         epoch = len(progress.rows)
         end_step = (epoch + 1) * self.steps_per_epoch
-        plan = plan_epoch(len(self.train_labels), config.seed, epoch, config.augment_shift).to(self.device)
+        plan = plan_epoch(
+            len(self.train_labels), config.seed, epoch, config.augment_shift, self.recipe.alternating_flip
+        ).to(self.device)
         started = time.monotonic() - progress.seconds
         decision = Decision()
         while progress.step < end_step:
@@ -155,8 +190,11 @@ class Worker:
             if progress.step % self.control.steps_between_decisions and progress.step < end_step:
                 continue
             decision = self.control.decide()
+            self._show({"step": progress.step, "workers": self.world_size})
             if decision.bad_step is not None:
                 return Outcome("diverged", self._describe_divergence(decision.bad_step), decision.bad_step)
+            if decision.give_up:
+                return Outcome("unsaved", self.saver.failure or "", progress.step)
             save = decision.save and progress.step < end_step
             if decision.stop or save or (decision.check_preemption and self._is_being_preempted()):
                 self.save()
@@ -169,29 +207,29 @@ class Worker:
 
     def _train_step(self, plan: EpochPlan, step_of_epoch: int) -> None:
         config, replica = self.config, self.replica
-        lr = lr_at(self.progress.step, self.total_steps, config.lr)
-        for group in replica.optimizer.param_groups:
-            group["lr"] = lr
         mine = rank_range(config.batch_size, self.rank, self.world_size)
         start = step_of_epoch * config.batch_size
         index = plan.order[start + mine.start : start + mine.stop]
         images = normalize(augment(self.train_images, index, plan), self.mean, self.std, replica.dtype)
         labels = self.train_labels[index]
-        loss_sum, logits = replica.loss(replica.ddp, images, labels, config.label_smoothing)
+        loss_sum, logits = replica.loss(replica.ddp, images, labels, self.recipe.label_smoothing)
         # DDP averages over the ranks: scaled so, the average is the gradient of the global batch's mean loss.
         (loss_sum * (self.world_size / config.batch_size)).backward()
-        replica.optimizer.step()
-        replica.optimizer.zero_grad(set_to_none=True)
+        replica.optimizers.step(self._part_of_peak_lr(self.progress.step))
         self.sums.add(loss_sum, logits, labels)
         self.control.watch(self.progress.step, loss_sum)
         self.progress.step += 1
+
+    def _part_of_peak_lr(self, step: int) -> float:
+        return schedule(step, self.total_steps, self.recipe.warmup_fraction)
 
     def _note_first_step(self) -> None:
         """Write down how long it took from the command to here. A device-to-host sync, once in a run."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         if self.rank == 0:
-            write_startup(self.run, self.phases | {"first step": time.time()})
+            phases = self.phases | {"first step": time.time()}
+            self.saver.note(lambda: write_startup(self.run, phases))
         self.phases = {}
 
     def _finish_epoch(self, epoch: int, started: float) -> None:
@@ -209,15 +247,16 @@ class Worker:
                 "train_accuracy": train_correct / train_count,
                 "test_loss": test_loss / test_count,
                 "test_accuracy": test_correct / test_count,
-                "lr": lr_at(progress.step - 1, self.total_steps, self.config.lr),
+                "lr": self.recipe.lr * self._part_of_peak_lr(progress.step - 1),
                 "images_per_second": train_count / progress.seconds,
                 "seconds": progress.seconds,
             }
         )
+        self._show(progress.rows[-1])
         progress.seconds = 0.0
         self.sums = Sums(self.device)
         if self.rank == 0:
-            write_metrics(self.run, progress.rows)
+            self.saver.note(lambda: write_metrics(self.run, progress.rows))
 
     @torch.no_grad()
     def evaluate(self) -> Sums:
@@ -234,6 +273,10 @@ class Worker:
         replica.module.train()
         return sums
 
+    def _show(self, values: Mapping[str, float]) -> None:
+        if self.gauges:
+            self.gauges.set(values)
+
     def _is_being_preempted(self) -> bool:
         """Whether a node is about to go for which no checkpoint was saved yet. A collective."""
         info = ray.train.get_preemption_info()
@@ -244,7 +287,7 @@ class Worker:
         return (
             f"the loss became nan or infinite in epoch {epoch + 1}, step {step_of_epoch + 1} of "
             f"{self.steps_per_epoch} (step {step + 1} of the run), at a learning rate of "
-            f"{lr_at(step, self.total_steps, self.config.lr):.4g}: start anew with a lower --lr or --precision fp32"
+            f"{self.recipe.lr * self._part_of_peak_lr(step):.4g}: start anew with a lower --lr or --precision fp32"
         )
 
 

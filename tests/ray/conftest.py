@@ -36,20 +36,26 @@ def tiny_dataset(tiny_data: Path) -> Dataset:
     return load_dataset(find_source(str(tiny_data), ""), 32)
 
 
-@pytest.fixture
-def train(ray_cluster: None, tiny_dataset: Dataset, tmp_path: Path) -> Train:  # noqa: ARG001 - needs the cluster
+@pytest.fixture(scope="module")
+def train(
+    ray_cluster: None,  # noqa: ARG001 - needs the cluster
+    tiny_dataset: Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Train:
     """Trains on the tiny data under the shared cluster; gives the outcome and the rows of metrics."""
+    runs = Folder.at(str(tmp_path_factory.mktemp("runs")))
 
     def run(
         num_workers: int,
         batch_norm: bool = True,
         stop_requested: Callable[[], bool] | None = None,
+        run_name: str | None = None,
         **settings: object,
     ) -> tuple[Outcome, list[Row]]:
         config = dataclasses.replace(
             TrainConfig(num_workers=1, batch_size=24, precision="fp32"), num_workers=num_workers, **settings
         )
-        folder = Folder.at(str(tmp_path)) / f"run-{num_workers}-{uuid.uuid4().hex[:6]}"
+        folder = runs / (run_name or f"run-{uuid.uuid4().hex[:6]}")
         dataset = ray.put(tiny_dataset)
         job = Job(config, dataset, folder, False, False, batch_norm=batch_norm, stop_requested=stop_requested)
         placement = cluster.place_workers(config)

@@ -4,20 +4,21 @@ import os
 import re
 import signal
 import subprocess
-import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from ray.train import WorkerGroupError
 
-from command import MAIN, MARK, processes_marked, run_main, wait_until
+from command import main_command, own_words, processes_marked, run_main, started, wait_until, whole_checkpoints
 from vgg_ddp.failures import first_cause
 
 pytestmark = pytest.mark.slow
 
-FLAGS = ("--batch-size", 24, "--precision", "fp32", "--lr", 0.02, "--epochs", 4, "--checkpoint-every-seconds", 0.5)
+GIB = 2**30
+FLAGS = ("--batch-size", 24, "--precision", "fp32", "--lr", 0.02, "--epochs", 2, "--checkpoint-every-seconds", 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -29,45 +30,33 @@ def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> by
     return (cwd / "runs/run/model.safetensors").read_bytes()
 
 
-@contextmanager
-def started(cwd: Path, *flags: object) -> Iterator[subprocess.Popen[str]]:
-    """A run in the background; on leaving, everything that it started is ended."""
-    command = [str(part) for part in (sys.executable, MAIN, *flags)]
-    environment = os.environ | {MARK: cwd.name}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen(command, cwd=cwd, env=environment, text=True, start_new_session=True, **pipes)
-    try:
-        yield process
-    finally:
-        process.kill()
-        for pid in processes_marked(cwd.name):
-            os.kill(pid, signal.SIGKILL)
-
-
-def whole_checkpoints(run: Path) -> int:
-    return len(list(run.glob("checkpoint_*/manifest.json")))
-
-
 def workers(mark: str) -> list[int]:
     return [pid for pid, command in processes_marked(mark).items() if command.startswith("ray::RayTrainWorker")]
 
 
-def test_killed_worker_is_replaced_and_the_weights_are_those_of_an_undisturbed_run(
+def test_killed_and_frozen_workers_are_replaced_and_the_weights_are_those_of_an_undisturbed_run(
     undisturbed: bytes, tiny_data: Path, tmp_path: Path
 ) -> None:
-    with started(tmp_path, "--num-workers", 3, "--data", tiny_data, "--run-name", "run", *FLAGS) as process:
+    flags = ("--num-workers", 3, "--data", tiny_data, "--run-name", "run", "--collective-timeout-seconds", 10, *FLAGS)
+    log = tmp_path / "log"
+    with started(tmp_path, main_command(*flags), log) as process:
         wait_until(lambda: whole_checkpoints(tmp_path / "runs/run") >= 1, seconds=120)
         os.kill(workers(tmp_path.name)[1], signal.SIGKILL)
-        output, _ = process.communicate(timeout=200)
-        assert process.returncode == 0, output
-    assert "restart 1 of at most 3" in output
+        wait_until(lambda: "Resumed at step" in log.read_text(), seconds=120)
+        os.kill(workers(tmp_path.name)[1], signal.SIGSTOP)
+        assert process.wait(240) == 0, log.read_text()
+    output = log.read_text()
+    assert output.index("restart 1 of at most 3") < output.index("restart 2 of at most 3")
+    assert re.search(r"rank \d hung: no answer within 10 s", output), output
     assert (tmp_path / "runs/run/model.safetensors").read_bytes() == undisturbed
 
 
 def test_killed_driver_leaves_nothing_running_and_its_run_resumes_to_the_same_weights(
     undisturbed: bytes, tiny_data: Path, tmp_path: Path
 ) -> None:
-    with started(tmp_path, "--num-workers", 3, "--data", tiny_data, "--run-name", "run", *FLAGS) as process:
+    with started(
+        tmp_path, main_command("--num-workers", 3, "--data", tiny_data, "--run-name", "run", *FLAGS)
+    ) as process:
         wait_until(lambda: whole_checkpoints(tmp_path / "runs/run") >= 1, seconds=120)
         os.kill(process.pid, signal.SIGKILL)
         wait_until(lambda: not processes_marked(tmp_path.name), seconds=90)
@@ -89,3 +78,80 @@ def test_first_real_exception_of_a_rank_reaches_the_user(
     assert rank == 0
     assert "a fault in the code" in str(cause)
     wait_until(lambda: bool(re.search("restart 1 of at most 1", "".join(capfd.readouterr()))), seconds=10)
+
+
+def test_hung_rank_is_named(train: Callable[..., object]) -> None:
+    def hang() -> bool:
+        time.sleep(1000)
+        return False
+
+    with pytest.raises(WorkerGroupError) as failure:
+        train(3, epochs=1, max_failures=0, collective_timeout_seconds=5, stop_requested=hang)
+    _, cause = first_cause(failure.value.worker_failures)
+    assert "rank 0 hung: no answer within 5 s" in str(cause)
+
+
+def test_worker_killed_for_memory_is_replaced(undisturbed: bytes, tiny_data: Path, tmp_path: Path) -> None:
+    memory = psutil.virtual_memory()
+    threshold = 1 - (memory.available - 6 * GIB) / memory.total
+    if memory.available < 8 * GIB:
+        pytest.skip("needs 8 GiB of free memory: three workers, and as much again to run out of it")
+    environment = {"RAY_memory_usage_threshold": f"{threshold:.3f}", "RAY_memory_monitor_refresh_ms": "100"}
+    flags = ("--num-workers", 3, "--data", tiny_data, "--run-name", "run", *FLAGS)
+    with started(tmp_path, main_command(*flags), **environment) as process:
+        wait_until(lambda: whole_checkpoints(tmp_path / "runs/run") >= 1, seconds=120)
+        before = set(workers(tmp_path.name))
+        # Memory that another program takes until Ray has killed a worker for it.
+        memory = psutil.virtual_memory()
+        ballast = bytearray(max(0, int(memory.available - (1 - threshold) * memory.total)) + GIB // 2)
+        ballast[::4096] = b"\1" * len(ballast[::4096])
+        wait_until(lambda: not before <= set(workers(tmp_path.name)), seconds=60)
+        del ballast
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    assert "memory" in output
+    assert "restart 1 of at most 3" in output
+    assert (tmp_path / "runs/run/model.safetensors").read_bytes() == undisturbed
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system in memory with room for two checkpoints (74 MB each), not for three."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", disk], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"needs the right to mount a file system: {mount.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_full_disk_ends_the_run_and_leaves_the_last_checkpoint_to_resume_from(
+    num_workers: int, small_disk: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    flags = ("--num-workers", num_workers, "--data", tiny_data, "--storage-path", small_disk, "--run-name", "run")
+    result = run_main(*flags, *FLAGS, cwd=tmp_path)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert re.search(r"^error: \S+/disk/run cannot be written: .*No space left on device", result.stderr, re.MULTILINE)
+    assert "Traceback" not in own_words(result.stderr + result.stdout)
+    assert "--resume run" in result.stdout
+    assert whole_checkpoints(small_disk / "run") == len(list((small_disk / "run").glob("checkpoint_0*"))) == 2
+    subprocess.run(["mount", "-o", "remount,size=1g", small_disk], check=True)
+    resumed = run_main("--resume", "run", "--num-workers", 0, "--storage-path", small_disk, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resumed at step" in resumed.stdout
+
+
+def test_disk_that_becomes_read_only_ends_the_run_with_a_clear_error(
+    small_disk: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    flags = ("--num-workers", 0, "--data", tiny_data, "--storage-path", small_disk, "--run-name", "run", *FLAGS)
+    with started(tmp_path, main_command(*flags, "--epochs", 40)) as process:
+        wait_until(lambda: whole_checkpoints(small_disk / "run") >= 1, seconds=120)
+        subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+        output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert re.search(r"^error: \S+/disk/run cannot be written: .*Read-only file system", output, re.MULTILINE), output
+    assert "Traceback" not in output
+    assert whole_checkpoints(small_disk / "run") >= 1

@@ -1,18 +1,16 @@
 """What a run does when nodes of its cluster go and come: several raylets on this machine, as Ray tests itself."""
 
-import os
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
 
-from command import MAIN, free_port, wait_until
+from command import free_port, main_command, started, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -40,26 +38,13 @@ def checkpoint_steps(run: Path) -> set[int]:
     return {int(path.parent.name.split("_")[1]) for path in run.glob("checkpoint_*/manifest.json")}
 
 
-@contextmanager
-def running(log: Path, *flags: object) -> Iterator[subprocess.Popen[str]]:
-    """The command in the background, what it prints in a file; killed on leaving if it still runs."""
-    with log.open("w") as output:
-        command = [sys.executable, str(MAIN), *map(str, flags)]
-        process = subprocess.Popen(command, env=os.environ, text=True, stdout=output, stderr=subprocess.STDOUT)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
 def test_drained_node_is_left_with_a_checkpoint_and_the_run_goes_on_from_it(cluster: Cluster, tmp_path: Path) -> None:
     _, leaving = (cluster.add_node(num_cpus=1) for _ in range(2))
     # 2,500 steps an epoch and no checkpoint by the clock: the only one is that of the preemption, which is no failure.
     flags = ["--address", cluster.address, "--num-workers", 2, "--data", "sample", "--batch-size", 2, "--epochs", 1]
     flags += ["--precision", "fp32", "--max-failures", 0, "--run-name", "run", "--storage-path", tmp_path]
     log, run = tmp_path / "log", tmp_path / "run"
-    with running(log, *flags) as process:
+    with started(tmp_path, main_command(*flags), log) as process:
         wait_until(lambda: (run / "startup.json").exists() or process.poll() is not None, seconds=120)
         assert process.poll() is None, log.read_text()
         drain(cluster, leaving.node_id)
@@ -86,7 +71,7 @@ def test_elastic_run_shrinks_when_a_node_dies_and_grows_when_one_comes(cluster: 
     def worker_counts() -> list[int]:
         return [int(count) for count in re.findall(r"Resumed at step \d+ from \S+, (\d+) worker", log.read_text())]
 
-    with running(log, *flags) as process:
+    with started(tmp_path, main_command(*flags), log) as process:
         wait_until(lambda: bool(checkpoint_steps(run)) or process.poll() is not None, seconds=120)
         assert process.poll() is None, log.read_text()
         cluster.remove_node(dying, allow_graceful=False)

@@ -1,20 +1,24 @@
 """Runs whose data and run folder lie on S3."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from command import MAIN, PREDICT, free_port, run_main, wait_until
+from command import PREDICT, PREPARE, free_port, main_command, own_words, run_main, started, wait_until
+from fault_proxy import BROKEN, DROPPED, FORBIDDEN, STALLED, THROTTLED, Fault, fault_proxy
 from s3_server import BUCKET, CREDENTIALS, client, s3_server
 
 pytestmark = pytest.mark.e2e
 
-FLAGS = ("--num-workers", 0, "--batch-size", 24, "--precision", "fp32", "--epochs", 3)
+FLAGS = ("--num-workers", 0, "--batch-size", 24, "--precision", "fp32", "--epochs", 2)
 STORAGE = ("--storage-path", f"s3://{BUCKET}/runs")
 
 
@@ -26,31 +30,60 @@ def endpoint(tiny_data: Path) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The model of a run on the disk."""
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    result = run_main(*FLAGS, "--data", tiny_data, "--run-name", "run", cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return (cwd / "runs/run/model.safetensors").read_bytes()
+
+
 def keys(endpoint: str, prefix: str) -> list[str]:
     return [item["Key"] for item in client(endpoint).list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])]
 
 
+def has_checkpoint(endpoint: str, run: str) -> bool:
+    return any(key.endswith("manifest.json") for key in keys(endpoint, f"runs/{run}/"))
+
+
+def model(endpoint: str, run: str) -> bytes:
+    content: bytes = client(endpoint).get_object(Bucket=BUCKET, Key=f"runs/{run}/model.safetensors")["Body"].read()
+    return content
+
+
 def test_killed_run_on_s3_resumes_to_the_same_weights_and_predicts_from_its_uri(
-    endpoint: str, tiny_data: Path, tmp_path: Path
+    endpoint: str, undisturbed: bytes, tmp_path: Path
 ) -> None:
     environment = CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint}
-    calm = run_main(*FLAGS, "--data", tiny_data, "--run-name", "calm", cwd=tmp_path)
-    assert calm.returncode == 0, calm.stderr
     flags = [*FLAGS, *STORAGE, "--data", f"s3://{BUCKET}/data", "--run-name", "killed"]
-    command = [str(part) for part in (sys.executable, MAIN, *flags, "--checkpoint-every-seconds", 0.2)]
-    with subprocess.Popen(command, cwd=tmp_path, env=os.environ | environment) as process:
-        manifest = "manifest.json"
-        wait_until(lambda: any(key.endswith(manifest) for key in keys(endpoint, "runs/killed/")), seconds=60)
+    with started(tmp_path, main_command(*flags, "--checkpoint-every-seconds", 0.2), **environment) as process:
+        wait_until(lambda: has_checkpoint(endpoint, "killed"), seconds=60)
         process.send_signal(signal.SIGKILL)
     resumed = run_main("--resume", "killed", *STORAGE, cwd=tmp_path, **environment)
     assert resumed.returncode == 0, resumed.stderr
     assert "Resumed at step" in resumed.stdout
-    model = client(endpoint).get_object(Bucket=BUCKET, Key="runs/killed/model.safetensors")["Body"].read()
-    assert model == (tmp_path / "runs/calm/model.safetensors").read_bytes()
+    assert model(endpoint, "killed") == undisturbed
     predict = [sys.executable, str(PREDICT), f"s3://{BUCKET}/runs/killed", "--data", f"s3://{BUCKET}/data"]
     result = subprocess.run(predict, env=os.environ | environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert "of 60 test images" in result.stdout
+
+
+def test_images_are_prepared_to_a_uri_and_a_second_command_finds_them_there(endpoint: str, tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    command = [sys.executable, str(PREPARE), str(tmp_path), f"s3://{BUCKET}/prepared"]
+    environment = os.environ | CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint}
+    first, second = (
+        subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100) for _ in range(2)
+    )
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert first.stdout.count("was there") == 0 and second.stdout.count("was there") == 2
+    expected = [f"prepared/{split}-00000-of-00001.parquet" for split in ("test", "train")]
+    assert keys(endpoint, "prepared/") == expected
 
 
 def test_bucket_that_does_not_exist_is_refused(endpoint: str, tmp_path: Path) -> None:
@@ -59,3 +92,62 @@ def test_bucket_that_does_not_exist_is_refused(endpoint: str, tmp_path: Path) ->
     result = run_main(*FLAGS, *flags, cwd=tmp_path, **environment)
     assert result.returncode == 2
     assert "--storage-path s3://no-such-bucket/runs cannot be" in result.stderr.splitlines()[-1]
+
+
+def first_requests_fail(*faults: Fault, times: int) -> Callable[[str, str], Fault | None]:
+    """The first requests of each kind for each object meet the faults in turn."""
+    turns, seen = itertools.cycle(faults), Counter[tuple[str, str]]()
+
+    def choose(method: str, path: str) -> Fault | None:
+        seen[method, path] += 1
+        return next(turns) if seen[method, path] <= times else None
+
+    return choose
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_throttled_and_broken_s3_is_tried_again_and_the_weights_are_the_same(
+    num_workers: int, endpoint: str, undisturbed: bytes, tmp_path: Path
+) -> None:
+    run = f"throttled-{num_workers}"
+    flags = [*FLAGS, *STORAGE, "--data", f"s3://{BUCKET}/data", "--num-workers", num_workers, "--run-name", run]
+    with fault_proxy(endpoint) as (proxy, url):
+        proxy.choose = first_requests_fail(THROTTLED, BROKEN, DROPPED, times=2)
+        result = run_main(*flags, cwd=tmp_path, **CREDENTIALS, AWS_ENDPOINT_URL=url)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Traceback" not in own_words(result.stdout + result.stderr)
+    assert proxy.faults > 20
+    assert model(endpoint, run) == undisturbed
+
+
+def test_s3_that_does_not_answer_for_a_while_is_waited_for(endpoint: str, undisturbed: bytes, tmp_path: Path) -> None:
+    with fault_proxy(endpoint) as (proxy, url):
+        numbers = itertools.count()
+        proxy.choose = lambda _method, _path: STALLED if next(numbers) % 10 == 5 else None
+        flags = [*FLAGS, *STORAGE, "--data", f"s3://{BUCKET}/data", "--run-name", "stalled"]
+        result = run_main(*flags, cwd=tmp_path, **CREDENTIALS, AWS_ENDPOINT_URL=url)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert proxy.faults >= 3
+    assert model(endpoint, "stalled") == undisturbed
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_lost_permission_ends_the_run_and_leaves_the_last_checkpoint_to_resume_from(
+    num_workers: int, endpoint: str, undisturbed: bytes, tmp_path: Path
+) -> None:
+    run = f"forbidden-{num_workers}"
+    flags = [*FLAGS, *STORAGE, "--data", f"s3://{BUCKET}/data", "--num-workers", num_workers, "--run-name", run]
+    with fault_proxy(endpoint) as (proxy, url):
+        command = main_command(*flags, "--checkpoint-every-seconds", 1)
+        with started(tmp_path, command, **CREDENTIALS, AWS_ENDPOINT_URL=url) as process:
+            wait_until(lambda: has_checkpoint(endpoint, run), seconds=120)
+            proxy.choose = lambda method, _: FORBIDDEN if method in ("PUT", "POST", "DELETE") else None
+            output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert f"error: s3://{BUCKET}/runs/{run} cannot be written: " in output
+    assert "Traceback" not in own_words(output)
+    assert f"--resume {run}" in output
+    resumed = run_main("--resume", run, *STORAGE, cwd=tmp_path, **CREDENTIALS, AWS_ENDPOINT_URL=endpoint)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resumed at step" in resumed.stdout
+    assert model(endpoint, run) == undisturbed

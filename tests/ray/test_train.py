@@ -8,24 +8,52 @@ from vgg_ddp.report import Row
 from vgg_ddp.worker import Outcome
 
 Train = Callable[..., tuple[Outcome, list[Row]]]
+SETTINGS = {"batch_norm": False, "epochs": 2, "lr": 0.01}
 
 
-def test_loss_curve_does_not_depend_on_the_number_of_workers_without_batch_norm(train: Train) -> None:
+@pytest.fixture(scope="module")
+def curves(train: Train) -> dict[int, list[Row]]:
+    """The metrics of one, two and three workers that nothing disturbed, without batch normalisation."""
     curves = {}
     for num_workers in (1, 2, 3):
-        outcome, rows = train(num_workers, batch_norm=False, epochs=2, lr=0.01)
-        assert outcome.kind == "finished"
-        curves[num_workers] = [(row["loss"], row["test_loss"]) for row in rows]
-    assert len(curves[1]) == 2
-    for num_workers in (2, 3):
-        for ours, reference in zip(curves[num_workers], curves[1], strict=True):
-            assert ours == pytest.approx(reference, rel=1e-5)
+        outcome, rows = train(num_workers, **SETTINGS)
+        assert (outcome.kind, len(rows)) == ("finished", 2)
+        curves[num_workers] = rows
+    return curves
 
 
-def test_every_test_image_is_counted_once_by_three_workers(train: Train) -> None:
+def assert_same_losses(ours: list[Row], reference: list[Row]) -> None:
+    for row, expected in zip(ours, reference, strict=True):
+        assert row["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert row["test_loss"] == pytest.approx(expected["test_loss"], rel=1e-5)
+
+
+def test_loss_curve_does_not_depend_on_the_number_of_workers_without_batch_norm(curves: dict[int, list[Row]]) -> None:
+    assert_same_losses(curves[2], curves[1])
+    assert_same_losses(curves[3], curves[1])
+
+
+def test_run_resumed_on_another_number_of_workers_follows_the_same_loss_curve_without_batch_norm(
+    train: Train, curves: dict[int, list[Row]]
+) -> None:
+    looks = []
+
+    def stop_in_the_second_epoch() -> bool:
+        looks.append(1)
+        return len(looks) > 13
+
+    outcome, rows = train(3, stop_requested=stop_in_the_second_epoch, run_name="resized", **SETTINGS)
+    assert (outcome.kind, len(rows)) == ("stopped", 1)
+    assert 10 < outcome.step < 20
+    outcome, rows = train(1, run_name="resized", **SETTINGS)
+    assert outcome.kind == "finished"
+    assert_same_losses(rows, curves[2])
+
+
+def test_every_test_image_is_counted_once_by_three_workers(curves: dict[int, list[Row]]) -> None:
     # 60 images: an accuracy that counted one twice or not at all would be no multiple of 1/60.
-    _, (row,) = train(3, epochs=1, lr=0.01)
-    assert row["test_accuracy"] * 60 == pytest.approx(round(row["test_accuracy"] * 60), abs=1e-4)
+    for row in curves[3]:
+        assert row["test_accuracy"] * 60 == pytest.approx(round(row["test_accuracy"] * 60), abs=1e-4)
 
 
 def test_diverging_run_stops_all_ranks_and_names_the_step(train: Train) -> None:

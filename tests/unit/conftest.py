@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,35 @@ def data_folder(tmp_path: Path, make_parquet: Callable[..., Path], random_pixels
     make_parquet(folder / "train.parquet", random_pixels[:4], [0, 1, 0, 1])
     make_parquet(folder / "test.parquet", random_pixels[4:], [1, 0])
     return folder
+
+
+@pytest.fixture
+def printed_by(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command's `main` in this process, which must succeed, and give what it printed."""
+
+    def call(main: Callable[[], int], *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        assert main() == 0
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.fixture
+def refused_by(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+    """Run a command's `main`, which must end with code 2 and one line of error; what it printed, and that line."""
+
+    def call(main: Callable[[], int], *arguments: object) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        with pytest.raises(SystemExit) as request:
+            main()
+        printed = capsys.readouterr()
+        assert request.value.code == 2
+        assert printed.err.startswith("error: ")
+        assert printed.err.count("\n") == 1
+        return printed.out, printed.err
+
+    return call
 
 
 @pytest.fixture

@@ -16,6 +16,10 @@ from vgg_ddp.control import (
 CPU = torch.device("cpu")
 
 
+def never() -> bool:
+    return False
+
+
 @dataclass
 class Clock:
     """A clock that a test sets."""
@@ -35,37 +39,37 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.mark.usefixtures("clock")
 def test_nothing_is_wished_at_first() -> None:
-    assert Control(CPU, 300.0, None).decide() == Decision()
+    assert Control(CPU, 300.0, None, never).decide() == Decision()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_first_bad_step_is_remembered(bad: float) -> None:
-    control = Control(CPU, 300.0, None)
+    control = Control(CPU, 300.0, None, never)
     for step, loss in enumerate([1.0, 0.0, bad, 2.0, float("nan")]):
         control.watch(step, torch.tensor(loss))
         assert control.decide().bad_step == (None if step < 2 else 2)
 
 
 def test_step_0_can_be_the_bad_one() -> None:
-    control = Control(CPU, 300.0, None)
+    control = Control(CPU, 300.0, None, never)
     control.watch(0, torch.tensor(float("nan")))
     assert control.decide().bad_step == 0
 
 
 def test_large_but_finite_loss_is_no_bad_one() -> None:
-    control = Control(CPU, 300.0, None)
+    control = Control(CPU, 300.0, None, never)
     control.watch(3, torch.tensor(3e38))
     assert control.decide().bad_step is None
 
 
 def test_late_step_is_remembered_exactly() -> None:
-    control = Control(CPU, 300.0, None)
+    control = Control(CPU, 300.0, None, never)
     control.watch(2**24 + 1, torch.tensor(float("nan"), dtype=torch.bfloat16))
     assert control.decide().bad_step == 2**24 + 1
 
 
 def test_checkpoint_is_wished_once_the_time_is_over(clock: Clock) -> None:
-    control = Control(CPU, 300.0, None)
+    control = Control(CPU, 300.0, None, never)
     clock.now += 299.9
     assert not control.decide().save
     clock.now += 0.1
@@ -77,7 +81,7 @@ def test_checkpoint_is_wished_once_the_time_is_over(clock: Clock) -> None:
 
 
 def test_epoch_end_is_saved_once_enough_would_be_lost(clock: Clock) -> None:
-    control = Control(CPU, 300.0, None)
+    control = Control(CPU, 300.0, None, never)
     clock.now += SECONDS_BETWEEN_EPOCH_END_CHECKPOINTS - 0.1
     assert not control.decide().save_at_epoch_end
     clock.now += 0.1
@@ -88,7 +92,7 @@ def test_epoch_end_is_saved_once_enough_would_be_lost(clock: Clock) -> None:
 
 
 def test_preemption_is_looked_for_now_and_then(clock: Clock) -> None:
-    control = Control(CPU, 300.0, None)
+    control = Control(CPU, 300.0, None, never)
     assert not control.decide().check_preemption
     clock.now += SECONDS_BETWEEN_PREEMPTION_CHECKS
     assert control.decide().check_preemption
@@ -97,15 +101,20 @@ def test_preemption_is_looked_for_now_and_then(clock: Clock) -> None:
 
 def test_stop_is_decided_when_it_is_requested() -> None:
     requested = False
-    control = Control(CPU, 300.0, lambda: requested)
+    control = Control(CPU, 300.0, lambda: requested, never)
     assert not control.decide().stop
     requested = True
     assert control.decide().stop
 
 
 def test_each_preemption_is_new_once() -> None:
-    control = Control(CPU, 300.0, None)
+    control = Control(CPU, 300.0, None, never)
     seen = [
         control.is_new_preemption(ranks, deadline) for ranks, deadline in (([1], 5), ([1], 5), ([1, 2], 5), ([1, 2], 9))
     ]
     assert seen == [True, False, True, True]
+
+
+@pytest.mark.usefixtures("clock")
+def test_storage_that_cannot_be_written_ends_the_run() -> None:
+    assert Control(CPU, 300.0, None, lambda: True).decide() == Decision(give_up=True)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vgg_ddp.data import find_source, load_dataset, load_split
-from vgg_ddp.parquet import decode_image
+from vgg_ddp.images import decode_image
 
 Pixels = npt.NDArray[np.uint8]
 MakeParquet = Callable[..., Path]

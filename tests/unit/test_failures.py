@@ -8,8 +8,8 @@ GONE = RuntimeError("[gloo/transport/tcp/pair.cc:544] Connection closed by peer 
 
 
 def test_cause_is_preferred_to_its_consequences() -> None:
-    cause = ValueError("no such file")
-    assert first_cause({0: GONE, 1: GONE, 2: cause}) == (2, cause)
+    cause, gave_up = ValueError("no such file"), RuntimeError("Application timeout caused pair closure")
+    assert first_cause({0: GONE, 1: gave_up, 2: cause}) == (2, cause)
 
 
 def test_lowest_rank_is_shown_where_all_are_alike() -> None:

@@ -1,8 +1,8 @@
 """The prediction command, in this process."""
 
 import re
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,31 +16,19 @@ CLASSES = ("ant", "bee", "fly")
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def command(printed_by: Callable[..., str]) -> Callable[..., str]:
     """Run the command and give what it printed."""
-
-    def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
-        assert predict.main() == 0
-        return capsys.readouterr().out
-
-    return run
+    return partial(printed_by, predict.main)
 
 
 @pytest.fixture
-def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refusal(refused_by: Callable[..., tuple[str, str]]) -> Callable[..., str]:
     """Run the command, which must end with code 2 and one line, and give that line."""
 
     def run(*arguments: object) -> str:
-        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
-        with pytest.raises(SystemExit) as request:
-            predict.main()
-        printed = capsys.readouterr()
-        assert request.value.code == 2
-        assert printed.out == ""
-        assert printed.err.startswith("error: ")
-        assert printed.err.count("\n") == 1
-        return printed.err
+        out, error = refused_by(predict.main, *arguments)
+        assert out == ""
+        return error
 
     return run
 

@@ -99,6 +99,7 @@ CHANGES = {
     "data": "cifar10",
     "image_size": 32,
     "batch_size": 128,
+    "recipe": "fast",
     "lr": 0.5,
     "momentum": 0.75,
     "weight_decay": 0.0,

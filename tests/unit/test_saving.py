@@ -1,9 +1,9 @@
-"""Checkpoints that a job without a Ray cluster writes while it trains."""
+"""Checkpoints that are written while training goes on."""
 
 import pytest
 import torch
 
-from vgg_ddp import checkpoint
+from vgg_ddp import checkpoint, saving
 from vgg_ddp.saving import Saver
 from vgg_ddp.storage import Folder
 
@@ -13,11 +13,11 @@ def make_state(step: int, weight: torch.Tensor) -> checkpoint.State:
 
 
 def test_saved_state_is_that_of_the_moment_of_saving(run: Folder) -> None:
-    saver = Saver(run, is_local=True, rank=0)
+    saver = Saver(run, rank=0)
     weight = torch.zeros(200_000)
     for step in range(1, 5):
         weight.fill_(step)
-        saver.save(make_state(step, weight), {})
+        saver.save(make_state(step, weight))
         weight.fill_(-1.0)
     saver.wait()
     names = checkpoint.list_names(run)
@@ -28,24 +28,51 @@ def test_saved_state_is_that_of_the_moment_of_saving(run: Folder) -> None:
 
 
 def test_other_ranks_write_nothing(run: Folder) -> None:
-    saver = Saver(run, is_local=True, rank=1)
-    saver.save(make_state(1, torch.zeros(3)), {})
+    saver = Saver(run, rank=1)
+    saver.save(make_state(1, torch.zeros(3)))
     saver.wait()
     assert not run.exists()
 
 
-@pytest.mark.parametrize("call", ["wait", "save"])
-def test_failed_write_is_raised_at_the_next_call(run: Folder, call: str) -> None:
+def block(run: Folder) -> Folder:
+    """Put a file where the run folder should be; gives the folder that it is in."""
     parent = Folder(run.filesystem, run.path.rpartition("/")[0])
-    parent.write("run", b"a file where the run folder should be")
-    saver = Saver(run, is_local=True, rank=0)
-    saver.save(make_state(1, torch.zeros(3)), {})
-    with pytest.raises(OSError):
-        if call == "wait":
-            saver.wait()
-        else:
-            saver.save(make_state(2, torch.zeros(3)), {})
+    parent.write("run", b"")
+    return parent
+
+
+def test_write_that_fails_again_and_again_is_a_failure(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "RETRY_DELAYS", (0.01, 0.01))
+    parent = block(run)
+    saver = Saver(run, rank=0)
+    saver.save(make_state(1, torch.zeros(3)))
+    saver.wait()
+    assert saver.failure
+    assert saver.failure.startswith(f"{run} cannot be written: ")
+    # The run ends: there is no other attempt.
+    parent.delete("run")
+    saver.save(make_state(2, torch.zeros(3)))
+    saver.wait()
+    assert not run.exists()
+
+
+def test_write_that_fails_for_a_while_is_tried_again(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "RETRY_DELAYS", (0.2,) * 50)
+    parent = block(run)
+    saver = Saver(run, rank=0)
+    saver.save(make_state(1, torch.zeros(3)))
+    parent.delete("run")
+    saver.wait()
+    assert saver.failure is None
+    assert len(checkpoint.list_names(run)) == 1
+
+
+def test_note_that_cannot_be_written_is_no_failure(run: Folder) -> None:
+    block(run)
+    saver = Saver(run, rank=0)
+    saver.note(lambda: run.write("note", b""))
+    assert saver.failure is None
 
 
 def test_waiting_without_a_checkpoint_is_no_error(run: Folder) -> None:
-    Saver(run, is_local=True, rank=0).wait()
+    Saver(run, rank=0).wait()

@@ -1,0 +1,174 @@
+"""A run in MLflow: settings, metrics, curves and the model. Runs in the driver, in a thread that no step waits for."""
+
+import importlib.util
+import logging
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vgg_ddp.flags import UsageError
+from vgg_ddp.report import CONFIG_FILE, CURVES_FILE, METRICS_FILE, MODEL_FILE, read_metrics
+from vgg_ddp.runs import Run
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+LOCAL_STORE = "sqlite:///mlflow.db"
+EXPERIMENT = "vgg11-ddp"
+# Finds the record of a run that is resumed.
+FOLDER_TAG = "run_folder"
+POLL_SECONDS = 5.0
+# What is left to send when the training is over may take this long.
+SECONDS_TO_FINISH = 120.0
+ARTIFACTS = (CONFIG_FILE, METRICS_FILE, CURVES_FILE)
+SERVER_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
+
+
+def require_mlflow(uri: str | None) -> None:
+    """Check that a run can be recorded, if it is to be.
+
+    Raises:
+        UsageError: if MLflow is not installed, or the URI holds a password, which would be stored with the run.
+    """
+    if uri and re.search(r"//[^/]*@", uri):
+        raise UsageError("--mlflow: give user and password in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.")
+    if uri and importlib.util.find_spec("mlflow") is None:
+        raise UsageError(f"--mlflow {uri}: MLflow is not installed; run pip install mlflow.")
+
+
+@contextmanager
+def recorded(run: Run) -> Iterator[None]:
+    """Record in MLflow what the run does meanwhile, if --mlflow asks for it."""
+    if not run.config.mlflow:
+        yield
+        return
+    recorder = Recorder(run, LOCAL_STORE if run.config.mlflow == "local" else run.config.mlflow)
+    recorder.start()
+    try:
+        yield
+    finally:
+        recorder.finish()
+
+
+class Recorder:
+    """Sends to an MLflow store what appears in a run's folder. Failures of the store are said, once, and end it."""
+
+    def __init__(self, run: Run, uri: str) -> None:
+        self._run = run
+        self._uri = uri
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._record, name="mlflow", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Send what is left, and give up after two minutes."""
+        self._is_over.set()
+        self._thread.join(SECONDS_TO_FINISH)
+        if self._thread.is_alive():
+            self._complain(f"is still busy after {SECONDS_TO_FINISH:.0f} s")
+
+    def _complain(self, reason: str) -> None:
+        print(f"NOTE: MLflow at {self._uri} {reason}; the run itself is complete without it.", file=sys.stderr)
+
+    def _record(self) -> None:
+        for name, value in SERVER_LIMITS.items():
+            os.environ.setdefault(name, value)
+        from botocore.exceptions import BotoCoreError, ClientError
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+        from sqlalchemy.exc import SQLAlchemyError
+
+        # How it makes its tables is not for the person who trains.
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        try:
+            client = MlflowClient(self._uri)
+            run_id, last_epoch = self._open(client)
+            while not self._is_over.wait(POLL_SECONDS):
+                last_epoch = self._send_rows(client, run_id, last_epoch)
+            self._send_rows(client, run_id, last_epoch)
+            self._send_results(client, run_id)
+        except (MlflowException, SQLAlchemyError, BotoCoreError, ClientError, OSError) as error:
+            self._complain(f"cannot be used ({str(error).splitlines()[0]})")
+
+    def _open(self, client: "MlflowClient") -> tuple[str, float]:
+        """The id of this run's record, and the last epoch that it holds."""
+        from mlflow.entities import Param, RunTag
+
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+        folder = str(self._run.folder)
+        found = client.search_runs([experiment_id], f"tags.{FOLDER_TAG} = '{folder}'", max_results=1)
+        if found:
+            run_id: str = found[0].info.run_id
+            client.update_run(run_id, "RUNNING")
+            history = client.get_metric_history(run_id, "test_accuracy")
+            return run_id, max((metric.step for metric in history), default=0)
+        record = client.create_run(experiment_id, run_name=self._run.name, tags={FOLDER_TAG: folder})
+        settings = self._run.config.to_dict()
+        params = [Param(name, str(value)) for name, value in settings.items()]
+        client.log_batch(record.info.run_id, params=params, tags=[RunTag("framework", "ray train, torch")])
+        return record.info.run_id, 0
+
+    def _send_rows(self, client: "MlflowClient", run_id: str, last_epoch: float) -> float:
+        """Send the epochs that the store does not know; the last one that it knows then."""
+        from mlflow.entities import Metric
+
+        now = round(time.time() * 1000)
+        for row in read_metrics(self._run.folder):
+            # A restart may take epochs back: they come again with the same numbers.
+            if row["epoch"] > last_epoch:
+                step = int(row["epoch"])
+                client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in row.items()])
+                last_epoch = row["epoch"]
+        return last_epoch
+
+    def _send_results(self, client: "MlflowClient", run_id: str) -> None:
+        folder = self._run.folder
+        with tempfile.TemporaryDirectory() as temporary:
+            for name in ARTIFACTS:
+                if folder.exists(name):
+                    Path(temporary, name).write_bytes(folder.read(name))
+                    client.log_artifact(run_id, str(Path(temporary, name)))
+            if not self._run.is_finished():
+                client.set_terminated(run_id, "KILLED")
+                return
+            model = Path(temporary, MODEL_FILE)
+            model.write_bytes(folder.read(MODEL_FILE))
+            _send_model(self._uri, run_id, model, int(self._run.config.image_size))
+        client.set_terminated(run_id, "FINISHED")
+
+
+def _send_model(uri: str, run_id: str, model: Path, image_size: int) -> None:
+    """Store the model so that `mlflow.pyfunc.load_model` gives the classes' probabilities of uint8 images."""
+    import mlflow
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    images = TensorSpec(np.dtype(np.uint8), (-1, image_size, image_size, 3))
+    probabilities = TensorSpec(np.dtype(np.float32), (-1, -1))
+    mlflow.set_tracking_uri(uri)
+    with warnings.catch_warnings(), mlflow.start_run(run_id=run_id, log_system_metrics=False):
+        # MLflow would rather read the signature from type hints of its own.
+        warnings.simplefilter("ignore", UserWarning)
+        from vgg_ddp.served import ServedModel
+
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=ServedModel(),
+            artifacts={"model": str(model)},
+            code_paths=[str(Path(__file__).resolve().parent)],
+            signature=ModelSignature(Schema([images]), Schema([probabilities])),
+            pip_requirements=["torch", "numpy", "pyarrow", "safetensors"],
+        )

@@ -1,0 +1,126 @@
+"""Signals, kills and resume without a Ray cluster: one process, and those that torchrun starts."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from command import (
+    PREDICT,
+    main_command,
+    processes_marked,
+    run_main,
+    started,
+    torchrun_command,
+    wait_until,
+    whole_checkpoints,
+)
+from vgg_ddp.report import read_metrics
+from vgg_ddp.storage import Folder
+
+pytestmark = pytest.mark.slow
+
+FLAGS = ("--batch-size", 24, "--precision", "fp32", "--lr", 0.02, "--epochs", 2, "--checkpoint-every-seconds", 0.5)
+
+
+def model(cwd: Path) -> bytes:
+    return (cwd / "runs/run/model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The model of one process that nothing disturbed."""
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    result = run_main("--num-workers", 0, "--data", tiny_data, "--run-name", "run", *FLAGS, cwd=cwd)
+    assert result.returncode == 0, result.stderr
+    return model(cwd)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_by_two(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The model of two processes that nothing disturbed."""
+    cwd = tmp_path_factory.mktemp("undisturbed-by-two")
+    command = torchrun_command(2, "--data", tiny_data, "--run-name", "run", *FLAGS)
+    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    return model(cwd)
+
+
+@pytest.mark.parametrize(("signal_number", "exit_code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])
+def test_signalled_process_resumes_to_the_same_weights(
+    signal_number: str, exit_code: int, undisturbed: bytes, tiny_data: Path, tmp_path: Path
+) -> None:
+    command = main_command("--num-workers", 0, "--data", tiny_data, "--run-name", "run", *FLAGS)
+    with started(tmp_path, command) as process:
+        wait_until(lambda: whole_checkpoints(tmp_path / "runs/run") >= 1, seconds=60)
+        process.send_signal(getattr(signal, signal_number))
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == exit_code, output
+    assert "--resume run" in output or signal_number == "SIGKILL"
+    resumed = run_main("--resume", "run", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resumed at step" in resumed.stdout
+    assert model(tmp_path) == undisturbed
+
+
+def test_terminated_torchrun_saves_and_resumes_to_the_same_weights(
+    undisturbed_by_two: bytes, tiny_data: Path, tmp_path: Path
+) -> None:
+    command = torchrun_command(2, "--data", tiny_data, "--run-name", "run", *FLAGS, "--checkpoint-every-seconds", 300)
+    with started(tmp_path, command) as process:
+        # The only checkpoint is that of the signal.
+        wait_until(lambda: (tmp_path / "runs/run/startup.json").exists(), seconds=60)
+        process.terminate()
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "Stopped after step" in output
+    assert whole_checkpoints(tmp_path / "runs/run") == 1
+    resumed = subprocess.run(
+        torchrun_command(2, "--resume", "run"), cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert model(tmp_path) == undisturbed_by_two
+
+
+def test_fast_recipe_resumes_to_the_same_weights_and_leaves_a_plain_model(tiny_data: Path, tmp_path: Path) -> None:
+    flags = ("--data", tiny_data, "--recipe", "fast", *FLAGS)
+    stopped = torchrun_command(2, *flags, "--run-name", "run", "--checkpoint-every-seconds", 300)
+    with started(tmp_path, stopped) as process:
+        wait_until(lambda: (tmp_path / "runs/run/startup.json").exists(), seconds=60)
+        process.terminate()
+        output, _ = process.communicate(timeout=30)
+    assert "Stopped after step" in output
+    for arguments in (("--resume", "run"), (*flags, "--run-name", "undisturbed")):
+        command = torchrun_command(2, *arguments)
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        assert result.returncode == 0, result.stderr
+    assert model(tmp_path) == (tmp_path / "runs/undisturbed/model.safetensors").read_bytes()
+    predicted = subprocess.run(
+        [sys.executable, str(PREDICT), "runs/run", "--data", str(tiny_data)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    last_row = read_metrics(Folder.at(str(tmp_path / "runs/run")))[-1]
+    assert f"accuracy {last_row['test_accuracy']:.2%}" in predicted.stdout, predicted.stderr
+
+
+@pytest.mark.parametrize("signal_number", ["SIGKILL", "SIGSTOP"])
+def test_killed_or_frozen_process_is_replaced_by_torchrun_and_the_weights_are_the_same(
+    signal_number: str, undisturbed_by_two: bytes, tiny_data: Path, tmp_path: Path
+) -> None:
+    flags = ("--data", tiny_data, "--run-name", "run", "--collective-timeout-seconds", 5, *FLAGS)
+    with started(tmp_path, torchrun_command(2, *flags), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1") as process:
+        wait_until(lambda: whole_checkpoints(tmp_path / "runs/run") >= 1, seconds=60)
+        ranks = [pid for pid, line in processes_marked(tmp_path.name).items() if "torchrun" not in line]
+        os.kill(ranks[-1], getattr(signal, signal_number))
+        output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert bool(re.search(r"rank \d hung: no answer within 5 s", output)) == (signal_number == "SIGSTOP"), output
+    assert "Resumed at step" in output
+    assert model(tmp_path) == undisturbed_by_two

@@ -1,0 +1,104 @@
+"""What MLflow holds of a run, against its run folder."""
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from command import free_port
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.flags import UsageError
+from vgg_ddp.report import Row, write_curves, write_metrics
+from vgg_ddp.runs import Run
+from vgg_ddp.storage import Folder
+from vgg_ddp.tracking import recorded, require_mlflow
+
+MakeRows = Callable[[int], list[Row]]
+
+
+@pytest.fixture
+def a_run(run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+    return Run(TrainConfig(epochs=3, mlflow="local"), "run", run, exists=False)
+
+
+def history(store: Path) -> dict[str, dict[int, list[float]]]:
+    """Values of each metric of the only run in a store, by step; and check that it is the only one."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{store}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "vgg11-ddp"]
+    (record,) = client.search_runs([experiment.experiment_id])
+    values: dict[str, dict[int, list[float]]] = {}
+    for name in record.data.metrics:
+        for metric in client.get_metric_history(record.info.run_id, name):
+            values.setdefault(name, {}).setdefault(metric.step, []).append(metric.value)
+    return values
+
+
+@pytest.mark.slow
+def test_store_holds_what_the_run_folder_holds(
+    a_run: Run,
+    make_rows: MakeRows,
+    model_folder: Path,
+    tmp_path: Path,
+    random_pixels: npt.NDArray[np.uint8],
+    expected_probabilities: npt.NDArray[np.float64],
+) -> None:
+    import mlflow
+
+    with recorded(a_run):
+        write_metrics(a_run.folder, make_rows(1))
+    with recorded(a_run):
+        # The second command begins with what the first one knew.
+        rows = make_rows(3)
+        write_metrics(a_run.folder, rows)
+        write_curves(a_run.folder, rows, "run")
+        shutil.copy(model_folder / "model.safetensors", a_run.folder.path)
+    expected = {name: {int(row["epoch"]): [row[name]] for row in rows} for name in rows[0]}
+    assert history(tmp_path / "mlflow.db") == expected
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    (record,) = mlflow.search_runs(experiment_names=["vgg11-ddp"], output_format="list")
+    assert record.info.status == "FINISHED"
+    settings = a_run.config.to_dict()
+    assert record.data.params == {name: str(value) for name, value in settings.items()}
+    files = {artifact.path for artifact in mlflow.MlflowClient().list_artifacts(record.info.run_id)}
+    assert files >= {"metrics.csv", "curves.png"}
+    model = mlflow.pyfunc.load_model(f"runs:/{record.info.run_id}/model")
+    assert model.metadata.signature is not None
+    probabilities = model.predict(random_pixels)
+    np.testing.assert_allclose(probabilities, expected_probabilities, atol=1e-5)
+
+
+def test_server_that_is_down_is_said_and_stops_nothing(
+    a_run: Run, make_rows: MakeRows, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    uri = f"http://127.0.0.1:{free_port()}"
+    started = time.monotonic()
+    with recorded(Run(TrainConfig(mlflow=uri), "run", a_run.folder, exists=False)):
+        write_metrics(a_run.folder, make_rows(1))
+    assert time.monotonic() - started < 60
+    error = capsys.readouterr().err
+    assert error.startswith(f"NOTE: MLflow at {uri} cannot be used (") and error.count("\n") == 1
+
+
+def test_run_without_the_flag_imports_no_mlflow(run: Folder) -> None:
+    import sys
+
+    before = "mlflow" in sys.modules
+    with recorded(Run(TrainConfig(), "run", run, exists=False)):
+        assert ("mlflow" in sys.modules) == before
+    assert not run.exists()
+
+
+def test_password_in_a_uri_is_refused_and_not_shown() -> None:
+    with pytest.raises(UsageError, match="MLFLOW_TRACKING_PASSWORD") as error:
+        require_mlflow("https://me:hunter2@example.org")
+    assert "hunter2" not in str(error.value)
+    require_mlflow("https://example.org")
+    require_mlflow(None)
