@@ -1,0 +1,165 @@
+"""local.yaml against machines reached by SSH: real sshd, real Ray, a run whose workers are on two of them."""
+
+import os
+import re
+import secrets
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+import ssh_hosts
+from command import MAIN, ROOT, wait_until
+from launcher import DOWN, SUBMIT, Laptop, status, watch_until_exit
+
+pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(ssh_hosts.unavailable()), reason=ssh_hosts.unavailable())]
+
+WORKERS = 2
+
+
+@contextmanager
+def machines(count: int) -> Iterator[tuple[ssh_hosts.Network, Laptop]]:
+    """Hosts, and a laptop whose copy of local.yaml names them; nothing else in it is changed."""
+    with ssh_hosts.network() as network, tempfile.TemporaryDirectory(prefix="vgg-") as home:
+        ips = [f"{network.prefix}.{11 + number}" for number in range(count)]
+        for number, ip in enumerate(ips):
+            network.boot(f"m{number}", ip)
+        config = yaml.safe_load((ROOT / "cluster" / "local.yaml").read_text())
+        config["cluster_name"] = f"test-{secrets.token_hex(4)}"
+        config["provider"] |= {"head_ip": ips[0], "worker_ips": ips[1:]}
+        config["auth"] = {"ssh_user": "root", "ssh_private_key": str(network.private_key)}
+        yield network, Laptop.make(Path(home), config)
+
+
+def up(network: ssh_hosts.Network, laptop: Laptop) -> None:
+    """`ray up`, and wait for the nodes that the head node adds."""
+    laptop.up()
+    count = len(network.hosts)
+    alive = (
+        'python -c \'import ray; ray.init(address="auto", logging_level=40); '
+        'print("ALIVE", sum(node["Alive"] for node in ray.nodes()))\''
+    )
+    wait_until(lambda: all(host.ray_processes() for host in network.hosts.values()), seconds=120)
+    wait_until(lambda: f"ALIVE {count}" in laptop.exec(alive), seconds=60)
+
+
+# Before the tests that share a cluster: two at a time would be much for two cores.
+def test_three_machines_come_up_and_down_sh_stops_ray_on_each() -> None:
+    with machines(3) as (network, laptop):
+        up(network, laptop)
+        result = laptop.run(DOWN, laptop.cluster_file)
+        assert result.returncode == 0, result.stdout
+        assert {host.name: host.ray_processes() for host in network.hosts.values()} == {"m0": [], "m1": [], "m2": []}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[tuple[ssh_hosts.Network, Laptop]]:
+    """Two machines after `ray up`."""
+    with machines(WORKERS) as (network, laptop):
+        up(network, laptop)
+        yield network, laptop
+
+
+def test_run_trains_on_two_machines_that_do_not_have_the_code(
+    cluster: tuple[ssh_hosts.Network, Laptop], tmp_path: Path
+) -> None:
+    network, laptop = cluster
+    assert f"cannot access '{MAIN}'" in laptop.run("ray", "exec", laptop.cluster_file, f"ls {MAIN}").stdout
+    # Below /var/tmp, which the hosts share.
+    storage = network.folder / "runs"
+    storage.mkdir()
+    flags = ["--num-workers", WORKERS, "--data", "sample", "--epochs", 1, "--batch-size", 500, "--precision", "fp32"]
+    flags += ["--storage-path", storage, "--run-name", "run"]
+    log = tmp_path / "log"
+    process = laptop.start(SUBMIT, laptop.cluster_file, *flags, log=log)
+    code, together = watch_until_exit(process, list(network.hosts.values()), seconds=240)
+    assert code == 0, log.read_text()
+    assert together == set(network.hosts)
+    assert "Data:      bundled CIFAR-10 sample: 5,000 training" in log.read_text()
+    assert re.search(r"epoch 1/1 +loss ", log.read_text())
+    assert (storage / "run" / "model.safetensors").exists()
+
+
+def test_submit_ends_with_the_exit_code_of_the_job(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
+    _, laptop = cluster
+    result = laptop.run(SUBMIT, laptop.cluster_file, "--epochs", 0)
+    assert result.returncode == 2, result.stdout
+    assert "--epochs 0: expected a positive number." in result.stdout
+
+
+def test_exec_and_attach_reach_the_head_node(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
+    network, laptop = cluster
+    assert "m0" in laptop.exec("hostname").split()
+    assert re.search(rf"\b{WORKERS}\.0 CPU|/{WORKERS}\.0 CPU", laptop.exec("ray status"))
+    assert "MARK-m0" in laptop.attach("echo MARK-$(hostname)\nexit\n")
+    assert network.hosts["m0"].ray_processes()
+
+
+def test_dashboard_is_behind_the_tunnel_and_asks_for_the_token(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
+    network, laptop = cluster
+    with laptop.dashboard() as url:
+        for path in ("/api/jobs/", "/nodes?view=summary"):
+            assert status(url + path) == 401
+            # Ray tells a wrong token from a missing one.
+            assert status(url + path, "0" * 64) in (401, 403)
+            assert status(url + path, laptop.token) == 200
+    with socket.socket() as direct:
+        direct.settimeout(5)
+        assert direct.connect_ex((network.hosts["m0"].ip, 8265)) != 0
+
+
+def test_token_is_nobody_elses_to_read_and_not_printed(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
+    network, laptop = cluster
+    for host in network.hosts.values():
+        token = host.folder / "home" / ".ray" / "auth_token"
+        assert token.read_text() == laptop.token
+        assert token.stat().st_mode & 0o077 == 0
+        assert token.parent.stat().st_mode & 0o077 == 0
+
+
+def test_cluster_without_the_token_cannot_be_joined(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
+    _, laptop = cluster
+    join = "RAY_AUTH_MODE=disabled python -c 'import ray; ray.init(address=\"auto\")' 2>&1 || echo REFUSED"
+    answer = laptop.exec(join)
+    assert "REFUSED" in answer
+    assert re.search("InvalidAuthToken|Unauthenticated|AuthenticationError", answer), answer
+
+
+def test_ctrl_c_leaves_the_job_running_until_it_is_stopped(
+    cluster: tuple[ssh_hosts.Network, Laptop], tmp_path: Path
+) -> None:
+    network, laptop = cluster
+    log = tmp_path / "log"
+    flags = ["--num-workers", WORKERS, "--data", "sample", "--epochs", 50, "--storage-path", network.folder]
+    process = laptop.start(SUBMIT, laptop.cluster_file, *flags, log=log)
+    wait_until(lambda: "Workers: " in log.read_text() or process.poll() is not None, seconds=60)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) == 130, log.read_text()
+    stop = re.search(r"To end it: ray exec \S+ '(ray job stop (\S+))'", log.read_text())
+    assert stop, log.read_text()
+    assert "RUNNING" in laptop.exec(f"ray job status {stop[2]}")
+    assert "was stopped" in laptop.exec(stop[1])
+
+
+@pytest.mark.parametrize("script", [SUBMIT, DOWN], ids=["submit.sh", "down.sh"])
+def test_scripts_name_what_is_missing_in_one_line(script: str, tmp_path: Path) -> None:
+    laptop = Laptop(tmp_path, tmp_path / "none.yaml")
+    for arguments, message in (((), "expected a cluster file"), ((laptop.cluster_file,), "no such cluster file")):
+        result = laptop.run(script, *arguments)
+        assert result.returncode == 2
+        (line,) = result.stdout.splitlines()
+        assert message in line
+
+
+def test_submit_without_a_token_says_how_to_make_one(tmp_path: Path) -> None:
+    laptop = Laptop(tmp_path, tmp_path / "cluster.yaml")
+    laptop.cluster_file.write_text("cluster_name: test\n")
+    result = laptop.run(SUBMIT, laptop.cluster_file)
+    assert result.returncode == 2
+    (line,) = result.stdout.splitlines()
+    assert "ray get-auth-token --generate" in line
