@@ -1,0 +1,169 @@
+"""Classify images at an endpoint: the functions that SageMaker's PyTorch inference containers call.
+
+It lies in `code/` of the model archive, next to the part of `vgg_ddp` that it imports. It needs torch, numpy and
+Pillow, which these containers have, and nothing from a package index.
+"""
+
+import io
+import json
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from sagemaker_inference.errors import BaseInferenceToolkitError
+from torch import Tensor
+
+from vgg_ddp.batches import normalize
+from vgg_ddp.model import VGG11
+
+# SageMaker's own limit for one request to an endpoint.
+MOST_BYTES = 25 * 2**20
+MOST_IMAGES = 1000
+MOST_PIXELS = 4096 * 4096
+BATCH = 100
+DTYPES = {"F32": torch.float32, "I64": torch.int64}
+Pixels = npt.NDArray[np.uint8]
+
+
+class Model(NamedTuple):
+    """The network with what it was trained with."""
+
+    network: VGG11
+    class_names: list[str]
+    image_size: int
+    mean: Tensor
+    std: Tensor
+    device: torch.device
+
+
+def model_fn(model_dir: str) -> Model:
+    """Load model.safetensors, without the library of that name: images before 2.6 lack it."""
+    tensors, description = read_safetensors((Path(model_dir) / "model.safetensors").read_bytes())
+    network = VGG11(len(description["class_names"]))
+    network.load_state_dict(tensors)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    mean, std = (torch.tensor(description[name], device=device) for name in ("mean", "std"))
+    return Model(network.to(device).eval(), description["class_names"], description["image_size"], mean, std, device)
+
+
+def read_safetensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and the training program's description: a length of 8 bytes, JSON, then the tensors' bytes.
+
+    See https://huggingface.co/docs/safetensors/index#format.
+    """
+    size = int.from_bytes(content[:8], "little")
+    header: dict[str, Any] = json.loads(content[8 : 8 + size])
+    description: dict[str, Any] = json.loads(header.pop("__metadata__")["vgg_ddp"])
+    values = memoryview(bytearray(content[8 + size :]))
+    tensors = {}
+    for name, entry in header.items():
+        start, end = entry["data_offsets"]
+        flat = torch.frombuffer(values[start:end], dtype=DTYPES[entry["dtype"]])
+        tensors[name] = flat.reshape(entry["shape"])
+    return tensors, description
+
+
+def bad_request(status: HTTPStatus, message: str) -> BaseInferenceToolkitError:
+    """The error that the container answers with a status of 4xx."""
+    return BaseInferenceToolkitError(status.value, message, status.phrase)
+
+
+def input_fn(body: bytes | str, content_type: str) -> list[Pixels]:
+    """Images, each uint8 (H, W, 3), from PNG, JPEG, npy or JSON.
+
+    Raises:
+        BaseInferenceToolkitError: with a status of 4xx, saying what was expected.
+    """
+    if len(body) > MOST_BYTES:
+        raise bad_request(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{len(body)} bytes: expected at most {MOST_BYTES}")
+    kind = content_type.split(";")[0].strip().lower()
+    decode = DECODERS.get(kind)
+    if decode is None:
+        expected = ", ".join(DECODERS)
+        raise bad_request(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"content type {kind}: expected one of {expected}")
+    try:
+        return decode(body)
+    except (ValueError, OSError, SyntaxError, TypeError, KeyError, Image.DecompressionBombError) as error:
+        raise bad_request(HTTPStatus.BAD_REQUEST, f"this is no {kind} as expected: {error}") from None
+
+
+def _decode_image(body: bytes | str) -> list[Pixels]:
+    encoded = body.encode() if isinstance(body, str) else bytes(body)
+    with Image.open(io.BytesIO(encoded), formats=("PNG", "JPEG")) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels, expected at most {MOST_PIXELS} in all")
+        return [np.asarray(image.convert("RGB"))]
+
+
+def _decode_npy(body: bytes | str) -> list[Pixels]:
+    stream = io.BytesIO(body.encode() if isinstance(body, str) else body)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("expected version 1.0 of the npy format")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    # numpy would reserve memory for whatever the header promises.
+    if dtype != np.uint8 or len(shape) not in (3, 4) or int(np.prod(shape)) != len(body) - stream.tell():
+        raise ValueError(f"an array {dtype} {shape}, expected uint8 (H, W, 3) or (N, H, W, 3), and all of its bytes")
+    stream.seek(0)
+    return _split(np.load(stream, allow_pickle=False))
+
+
+def _decode_json(body: bytes | str) -> list[Pixels]:
+    array = np.asarray(json.loads(body)["instances"])
+    if array.dtype.kind not in "iu" or array.size == 0 or array.min() < 0 or array.max() > 255:
+        raise ValueError('expected {"instances": [image, ...]}, an image being rows of [red, green, blue], 0 to 255')
+    return _split(array.astype(np.uint8))
+
+
+def _split(array: Pixels) -> list[Pixels]:
+    images = array if array.ndim == 4 else array[None]
+    if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape:
+        raise ValueError(f"an array {array.shape}, expected (H, W, 3) or (N, H, W, 3)")
+    if len(images) > MOST_IMAGES:
+        raise ValueError(f"{len(images)} images, expected at most {MOST_IMAGES}")
+    return list(images)
+
+
+DECODERS: dict[str, Callable[[bytes | str], list[Pixels]]] = {
+    "image/png": _decode_image,
+    "image/jpeg": _decode_image,
+    "application/x-npy": _decode_npy,
+    "application/json": _decode_json,
+}
+
+
+@torch.no_grad()
+def predict_fn(images: list[Pixels], model: Model) -> list[dict[str, float]]:
+    """Probability of each class, by name, for each image; images are resized as the training images were."""
+    size = (model.image_size, model.image_size)
+    found = []
+    for start in range(0, len(images), BATCH):
+        resized = [
+            image
+            if image.shape[:2] == size
+            else np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
+            for image in images[start : start + BATCH]
+        ]
+        pixels = torch.from_numpy(np.stack(resized)).to(model.device)
+        logits = model.network(normalize(pixels, model.mean, model.std, torch.float32))
+        found += [dict(zip(model.class_names, row, strict=True)) for row in logits.softmax(dim=1).tolist()]
+    return found
+
+
+def output_fn(predictions: list[dict[str, float]], accept: str) -> str:
+    """The likeliest class and all probabilities of each image, as JSON.
+
+    Raises:
+        BaseInferenceToolkitError: with status 406 if the client wants something else.
+    """
+    kinds = {kind.split(";")[0].strip().lower() for kind in accept.split(",")}
+    if not kinds & {"application/json", "*/*", "application/*"}:
+        raise bad_request(HTTPStatus.NOT_ACCEPTABLE, f"accept {accept}: expected application/json")
+    best = [max(row, key=lambda name: row[name]) for row in predictions]
+    rows = zip(best, predictions, strict=True)
+    answer = [{"class": name, "probability": row[name], "probabilities": row} for name, row in rows]
+    return json.dumps({"predictions": answer})

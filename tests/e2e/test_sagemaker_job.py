@@ -1,0 +1,112 @@
+"""A SageMaker job from submission to model, in simulated containers."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from command import ROOT
+from job_checks import (
+    SAMPLE,
+    TINY,
+    OneHost,
+    Simulate,
+    Submit,
+    assert_model,
+    steps,
+    stop_and_measure,
+    token_of,
+    wait_for,
+)
+
+pytestmark = pytest.mark.e2e
+# A Ray driver without the token.
+STRANGER = "import ray; ray.init('{address}:6379', logging_level='ERROR')"
+
+
+def test_one_host_saves_on_sigterm_and_ends_in_time(one_host: OneHost) -> None:
+    assert one_host.first_code == 143, one_host.first.log
+    assert one_host.seconds_to_stop < 60
+    assert one_host.first.failure and one_host.first.failure.startswith("stopped by SIGTERM")
+    (saved,) = steps(r"Stopped after step (\d+)", one_host.first)
+    assert 0 < saved < 50
+    assert not list((one_host.first.ml / "model").iterdir())
+
+
+def test_restarted_host_resumes_at_that_step_and_leaves_a_model(one_host: OneHost) -> None:
+    assert one_host.second_code == 0, one_host.second.log
+    assert one_host.second.failure is None
+    saved = steps(r"Stopped after step (\d+)", one_host.first)
+    assert steps(r"Resumed at step (\d+)", one_host.second) == saved
+    assert_model(one_host.second)
+
+
+def test_object_store_keeps_off_a_tiny_shared_memory(one_host: OneHost) -> None:
+    assert "--plasma-directory=/tmp" in one_host.first.log
+    assert "bundled CIFAR-10 sample: 5,000 training" in one_host.first.log
+
+
+def test_one_host_listens_on_loopback_and_asks_for_its_token(one_host: OneHost) -> None:
+    # Worker 0 holds torch's rendezvous store, which torch binds to all interfaces, whatever it is told.
+    assert all(command.startswith("ray::RayTrainWorker") for command in one_host.exposed), one_host.exposed
+    assert one_host.dashboard_without_token == "401"
+    assert one_host.dashboard_with_token == "200"
+    assert len(one_host.token) == 64
+    assert one_host.token not in json.dumps(one_host.request, default=str) + one_host.first.log + one_host.second.log
+
+
+def test_two_hosts_share_s3_resume_there_and_admit_nobody_else(submit: Submit, simulate: Simulate) -> None:
+    # An apostrophe in a hyperparameter: the SDK's scripts in the container would break on it as it is.
+    uri = "s3://bucket/it's/checkpoints"
+    request = submit(*SAMPLE, "--instance-count", 2, "--checkpoint-uri", uri)
+    job = simulate(request, shm="2g")
+    job.start()
+    head, other = job.hosts
+    wait_for(head, "Started:")
+    assert "All of 2 hosts are there" in head.log
+    token = token_of(other)
+    assert token == token_of(head) and len(token) == 64
+    stranger = other.run("env", "-u", "RAY_AUTH_TOKEN", sys.executable, "-c", STRANGER.format(address=head.address))
+    assert stranger.returncode != 0
+    assert "auth" in stranger.stderr.lower(), stranger.stderr
+    codes, seconds = stop_and_measure(job)
+    assert codes == {"algo-1": 143, "algo-2": 143}, job.logs()
+    assert seconds < 60
+    (saved,) = steps(r"Stopped after step (\d+)", head)
+    assert head.failure == other.failure
+    assert not any(any((host.ml / "checkpoints").iterdir()) for host in job.hosts)
+
+    again = simulate(request, "again", shm="2g")
+    again.start()
+    assert again.wait(300) == {"algo-1": 0, "algo-2": 0}, again.logs()
+    assert steps(r"Resumed at step (\d+)", again.hosts[0]) == [saved]
+    assert_model(again.hosts[0])
+    assert not list((again.hosts[1].ml / "model").iterdir())
+    assert token not in json.dumps(request, default=str) + head.log + other.log
+
+
+def test_coordinator_runs_the_driver_and_two_hosts_train(submit: Submit, simulate: Simulate) -> None:
+    request = submit(*SAMPLE, "--instance-count", 2, "--coordinator-instance-type", "ml.m5.large")
+    job = simulate(request, shm="2g")
+    job.start()
+    assert job.wait(300) == {"algo-1": 0, "algo-2": 0, "algo-3": 0}, job.logs()
+    # The coordinator has the last number here: it is found by its group.
+    coordinator = job.hosts[2]
+    assert "All of 3 hosts are there" in coordinator.log
+    assert "Workers:   2 on CPU" in coordinator.log
+    assert_model(coordinator)
+
+
+def test_source_code_that_travels_is_what_the_job_needs(submit: Submit, simulate: Simulate) -> None:
+    host = simulate(submit(*TINY)).hosts[0]
+    code = host.ml / "input" / "data" / "code"
+    assert {path.name for path in code.iterdir()} == {"ray_app", "sagemaker_entry", "requirements.txt"}
+    tracked = subprocess.run(
+        ["git", "ls-files", "ray_app", "sagemaker_entry"], cwd=ROOT, capture_output=True, text=True
+    )
+    sent = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()}
+    assert sent - set(tracked.stdout.split()) == {"requirements.txt", "sagemaker_entry/job-secret"}
+    assert len((code / "sagemaker_entry" / "job-secret").read_bytes()) == 32
+    assert not Path(ROOT, "sagemaker_entry", "job-secret").exists()

@@ -1,0 +1,189 @@
+"""The model of a simulated job, served by SageMaker's own inference toolkit and model server."""
+
+import io
+import json
+import os
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from command import SAMPLE, wait_until
+from container import SYSTEM_PATH, Container, Network, images_environment, make_container
+from job_checks import OneHost
+from vgg_ddp.images import decode_image
+from vgg_ddp.inference import load_classifier
+
+pytestmark = pytest.mark.e2e
+SERVE = "from sagemaker_inference import model_server; model_server.start_model_server()"
+
+
+class Answer(NamedTuple):
+    status: int
+    body: str
+
+
+@pytest.fixture(scope="module")
+def served(one_host: OneHost, net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
+    """A container that serves the model of the job, as SageMaker starts it."""
+    python, missing = images_environment()
+    if missing:
+        pytest.skip(missing)
+    if not shutil.which("java"):
+        pytest.skip("needs Java 11 or later for the model server")
+    host = make_container("serve", tmp_path_factory.mktemp("serve") / "host", net)
+    (host.root / "hosts").write_text(f"127.0.0.1 localhost\n{host.address} serve\n")
+    shutil.copytree(one_host.second.ml / "model", host.ml / "model", dirs_exist_ok=True)
+    environment = {
+        "PATH": f"{python.parent}:{SYSTEM_PATH}",
+        "SAGEMAKER_PROGRAM": "inference.py",
+        "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
+        "SAGEMAKER_MODEL_SERVER_WORKERS": "1",
+        "LOG_LOCATION": "/tmp/logs",
+        "METRICS_LOCATION": "/tmp/logs",
+    }
+    host.connect(net)
+    try:
+        host.start([str(python), "-c", SERVE], environment, shm="64m")
+        wait_until(lambda: host.exited() or is_ready(host), seconds=90)
+        assert not host.exited(), host.log
+        yield host
+    finally:
+        host.remove()
+
+
+def call(host: Container, path: str, body: bytes | None = None, **headers: str) -> Answer:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(f"http://{host.address}:8080{path}", data=body, headers=names)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return Answer(response.status, response.read().decode())
+    except urllib.error.HTTPError as error:
+        return Answer(error.code, error.read().decode())
+
+
+def is_ready(host: Container) -> bool:
+    try:
+        return call(host, "/ping").status == 200
+    except OSError:
+        return False
+
+
+def invoke(host: Container, body: bytes, content_type: str, accept: str = "application/json") -> Answer:
+    return call(host, "/invocations", body, Content_Type=content_type, Accept=accept)
+
+
+@pytest.fixture(scope="module")
+def encoded_images() -> list[bytes]:
+    """The first eight test images of the bundled sample, as they are in its file."""
+    column = pq.read_table(SAMPLE / "test.parquet").slice(0, 8).column("img").combine_chunks()
+    images: list[bytes] = column.field("bytes").to_pylist()
+    return images
+
+
+@pytest.fixture(scope="module")
+def pixels(encoded_images: list[bytes]) -> npt.NDArray[np.uint8]:
+    return np.stack([decode_image(image, 32) for image in encoded_images])
+
+
+def npy(array: npt.NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def rows(answer: Answer) -> list[list[float]]:
+    assert answer.status == 200, answer.body
+    return [list(row["probabilities"].values()) for row in json.loads(answer.body)["predictions"]]
+
+
+@pytest.fixture(scope="module")
+def expected(one_host: OneHost, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """What the training program itself says of these images."""
+    probabilities: npt.NDArray[np.float32] = (
+        load_classifier(str(one_host.second.ml / "model")).probabilities(pixels).numpy()
+    )
+    return probabilities
+
+
+def test_png_npy_and_json_give_what_the_training_program_gives(
+    served: Container,
+    encoded_images: list[bytes],
+    pixels: npt.NDArray[np.uint8],
+    expected: npt.NDArray[np.float32],
+) -> None:
+    assert call(served, "/ping").status == 200
+    single = [rows(invoke(served, image, "image/png"))[0] for image in encoded_images]
+    np.testing.assert_allclose(single, expected, atol=1e-5)
+    np.testing.assert_allclose(rows(invoke(served, npy(pixels), "application/x-npy")), expected, atol=1e-5)
+    body = json.dumps({"instances": pixels.tolist()}).encode()
+    np.testing.assert_allclose(rows(invoke(served, body, "application/json")), expected, atol=1e-5)
+
+
+def test_answer_names_the_likeliest_class(served: Container, encoded_images: list[bytes]) -> None:
+    (prediction,) = json.loads(invoke(served, encoded_images[0], "image/png", "*/*").body)["predictions"]
+    assert prediction["probability"] == max(prediction["probabilities"].values())
+    assert prediction["probabilities"][prediction["class"]] == prediction["probability"]
+
+
+def test_jpeg_of_another_size_is_resized(served: Container) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (200, 100), (200, 30, 30)).save(stream, "JPEG")
+    assert sum(rows(invoke(served, stream.getvalue(), "image/jpeg"))[0]) == pytest.approx(1, abs=1e-4)
+
+
+def header(*shape: int) -> bytes:
+    """An npy file that promises an array, and ends there."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"shape": shape, "fortran_order": False, "descr": "|u1"})
+    return stream.getvalue()
+
+
+BAD = {
+    "no image": (b"hello", "image/png", 400, "this is no image/png as expected"),
+    "truncated image": (b"\x89PNG\r\n\x1a\n" + b"\0" * 20, "image/png", 400, "this is no image/png"),
+    "wrong type": (b"x", "text/plain", 415, "expected one of image/png, image/jpeg"),
+    "floats": (npy(np.zeros((2, 2, 3))), "application/x-npy", 400, "expected uint8"),
+    "cut short": (npy(np.zeros((4, 4, 3), np.uint8))[:-9], "application/x-npy", 400, "and all of its bytes"),
+    "huge": (header(99_999, 99_999, 3), "application/x-npy", 400, "and all of its bytes"),
+    "pickle": (npy(np.array([{}], dtype=object)), "application/x-npy", 400, "expected uint8"),
+    "grey": (npy(np.zeros((4, 4, 1), np.uint8)), "application/x-npy", 400, "expected (H, W, 3)"),
+    "no JSON": (b"{", "application/json", 400, "this is no application/json"),
+    "no instances": (b"{}", "application/json", 400, "this is no application/json"),
+    "bright": (b'{"instances": [[[[1, 2, 256]]]]}', "application/json", 400, "0 to 255"),
+    "ragged": (b'{"instances": [[[[1, 2]], [[1, 2, 3]]]]}', "application/json", 400, "this is no application/json"),
+    "too many": (npy(np.zeros((1001, 1, 1, 3), np.uint8)), "application/x-npy", 400, "expected at most 1000"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_the_clients_fault_and_is_explained(case: str, served: Container) -> None:
+    body, content_type, status, text = BAD[case]
+    answer = invoke(served, body, content_type)
+    assert answer.status == status, answer
+    assert text in answer.body.splitlines()[0], answer
+
+
+def test_unknown_answer_format_is_refused(served: Container, encoded_images: list[bytes]) -> None:
+    answer = invoke(served, encoded_images[0], "image/png", accept="text/csv")
+    assert answer.status == 406
+    assert "expected application/json" in answer.body
+
+
+def test_server_lives_on_after_bad_input(served: Container, encoded_images: list[bytes]) -> None:
+    assert len(rows(invoke(served, encoded_images[0], "image/png"))) == 1
+
+
+def test_archive_needs_nothing_beside_itself(one_host: OneHost) -> None:
+    code = one_host.second.ml / "model" / "code"
+    files = {str(Path(root, name).relative_to(code)) for root, _, names in os.walk(code) for name in names}
+    package = {f"vgg_ddp/{name}.py" for name in ("__init__", "batches", "convolution", "model")}
+    assert files == {"inference.py", *package}

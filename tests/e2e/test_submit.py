@@ -1,0 +1,173 @@
+"""submit.py against moto's SageMaker, and its dry run against nobody."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.validate import ParamValidator
+
+from command import ROOT, free_port
+from s3_server import BUCKET, client, s3_server
+
+pytestmark = pytest.mark.e2e
+SUBMIT = ROOT / "sagemaker_entry" / "submit.py"
+ROLE = "arn:aws:iam::123456789012:role/training"
+ACCOUNT = ("--role", ROLE, "--region", "us-east-1")
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with s3_server(free_port()) as url:
+        yield url
+
+
+def run(cwd: Path, *flags: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command with nothing of AWS but what is given."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SAGEMAKER_"))}
+    command = [sys.executable, str(SUBMIT), *map(str, flags)]
+    return subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=120)
+
+
+def dry_run(tmp_path: Path, *flags: object, operation: str = "CreateTrainingJob") -> dict[str, Any]:
+    """The request that a dry run prints, after botocore's own model of the service accepted it."""
+    # An endpoint where nothing listens: a call that gets out fails.
+    nowhere = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}", "AWS_EC2_METADATA_DISABLED": "true"}
+    result = run(tmp_path, *ACCOUNT, "--dry-run", *flags, **nowhere)
+    assert result.returncode == 0, result.stderr
+    request: dict[str, Any] = json.loads(result.stdout[result.stdout.index("{\n") :])
+    shape = boto3.client("sagemaker", region_name="us-east-1").meta.service_model.operation_model(operation).input_shape
+    report = ParamValidator().validate(request, shape)
+    assert not report.has_errors(), report.generate_report()
+    # botocore checks types and required fields only; the service also checks patterns.
+    for name, value in request.get("HyperParameters", {}).items():
+        assert re.fullmatch(r".{0,2500}", value), name
+    assert re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}", request.get("TrainingJobName", "x"))
+    return request
+
+
+def channel_uris(request: dict[str, Any]) -> dict[str, str]:
+    return {c["ChannelName"]: c["DataSource"]["S3DataSource"]["S3Uri"] for c in request["InputDataConfig"]}
+
+
+def test_one_machine_with_spot(tmp_path: Path) -> None:
+    request = dry_run(tmp_path, "--instance-type", "ml.g5.12xlarge", "--spot", "--epochs", 15, "--tags", "team=vision")
+    assert request["HyperParameters"] == {"epochs": "15"}
+    assert request["ResourceConfig"] == {"InstanceType": "ml.g5.12xlarge", "InstanceCount": 1, "VolumeSizeInGB": 50}
+    assert request["EnableManagedSpotTraining"] is True
+    assert request["StoppingCondition"] == {"MaxRuntimeInSeconds": 14400, "MaxWaitTimeInSeconds": 28800}
+    assert request["CheckpointConfig"]["LocalPath"] == "/opt/ml/checkpoints"
+    assert request["CheckpointConfig"]["S3Uri"].startswith(
+        "s3://sagemaker-us-east-1-123456789012/vgg11-ddp/checkpoints/"
+    )
+    assert request["RoleArn"] == ROLE
+    assert request["Tags"] == [{"Key": "team", "Value": "vision"}]
+    assert request["RetryStrategy"] == {"MaximumRetryAttempts": 2}
+    assert set(channel_uris(request)) == {"code", "sm_drivers"}
+    image = request["AlgorithmSpecification"]["TrainingImage"]
+    assert re.fullmatch(r"\d{12}\.dkr\.ecr\.us-east-1\.amazonaws\.com/pytorch:2\.14-cu\d+-amzn2023-sagemaker", image)
+
+
+def test_several_machines_with_coordinator_network_and_keys(tmp_path: Path) -> None:
+    flags = ["--instance-type", "ml.p4d.24xlarge", "--instance-count", 4, "--coordinator-instance-type", "ml.m5.large"]
+    flags += ["--subnets", "subnet-1", "subnet-2", "--security-groups", "sg-1", "--encrypt-traffic"]
+    flags += ["--kms-key", "alias/results", "--volume-kms-key", "alias/disks", "--keep-alive-seconds", 600]
+    flags += ["--data", "s3://images/cats", "--no-compile", "--num-workers", 32, "--checkpoint-uri", "s3://b/it's"]
+    request = dry_run(tmp_path, *flags)
+    groups = [
+        {"InstanceGroupName": "coordinator", "InstanceType": "ml.m5.large", "InstanceCount": 1},
+        {"InstanceGroupName": "workers", "InstanceType": "ml.p4d.24xlarge", "InstanceCount": 4},
+    ]
+    assert request["ResourceConfig"] == {
+        "InstanceGroups": groups,
+        "VolumeSizeInGB": 50,
+        "VolumeKmsKeyId": "alias/disks",
+        "KeepAlivePeriodInSeconds": 600,
+    }
+    assert request["VpcConfig"] == {"Subnets": ["subnet-1", "subnet-2"], "SecurityGroupIds": ["sg-1"]}
+    assert request["EnableInterContainerTrafficEncryption"] is True
+    assert request["OutputDataConfig"]["KmsKeyId"] == "alias/results"
+    assert channel_uris(request)["training"] == "s3://images/cats"
+    assert request["HyperParameters"] == {
+        "compile": "false",
+        "num-workers": "32",
+        # JSON twice: no apostrophe reaches the container's shell.
+        "storage-path": '"\\"s3://b/it\\\\u0027s\\""',
+    }
+    assert request["CheckpointConfig"]["S3Uri"] == "s3://b/it's"
+
+
+def test_tuning_request(tmp_path: Path) -> None:
+    flags = ["--tune", "lr=0.05:0.4", "weight-decay=0.0001:0.01", "batch-size=64,128", "--max-jobs", 6, "--epochs", 3]
+    request = dry_run(tmp_path, *flags, operation="CreateHyperParameterTuningJob")
+    config, definition = request["HyperParameterTuningJobConfig"], request["TrainingJobDefinition"]
+    assert config["HyperParameterTuningJobObjective"] == {"Type": "Maximize", "MetricName": "test_accuracy"}
+    assert config["ResourceLimits"] == {"MaxNumberOfTrainingJobs": 6, "MaxParallelTrainingJobs": 2}
+    ranges = config["ParameterRanges"]
+    decay = {"Name": "weight-decay", "MinValue": "0.0001", "MaxValue": "0.01", "ScalingType": "Logarithmic"}
+    rate = {"Name": "lr", "MinValue": "0.05", "MaxValue": "0.4", "ScalingType": "Linear"}
+    assert ranges["ContinuousParameterRanges"] == [rate, decay]
+    assert ranges["CategoricalParameterRanges"] == [{"Name": "batch-size", "Values": ["64", "128"]}]
+    assert definition["StaticHyperParameters"]["epochs"] == "3"
+    assert definition["StaticHyperParameters"]["sagemaker_program"] == "sagemaker_entry/launch.py"
+    assert definition["RetryStrategy"] == {"MaximumRetryAttempts": 2}
+
+
+def test_submitted_job_is_followed_to_its_end(
+    endpoint: str, sdk_environment: dict[str, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    flags = [*ACCOUNT, "--bucket", BUCKET, "--instance-type", "ml.c5.xlarge", "--data", tiny_data, "--epochs", 1]
+    result = run(tmp_path, *flags, **sdk_environment, AWS_ENDPOINT_URL=endpoint)
+    assert result.returncode == 0, result.stdout + result.stderr
+    output = result.stdout
+    assert "Machines:  1 x ml.c5.xlarge, at most 4 h" in output
+    assert "Status:    Completed" in output
+    (name,) = re.findall(r"^Job: +(\S+)$", output, re.MULTILINE)
+    keys = [item["Key"] for item in client(endpoint).list_objects_v2(Bucket=BUCKET)["Contents"]]
+    assert f"vgg11-ddp/{name}/input/code/sagemaker_entry/launch.py" in keys
+    assert sum(key.endswith(("train.parquet", "test.parquet")) and "/data/" in key for key in keys) == 2
+
+
+def test_nothing_is_waited_for_unless_asked(endpoint: str, sdk_environment: dict[str, str], tmp_path: Path) -> None:
+    flags = [*ACCOUNT, "--bucket", BUCKET, "--instance-type", "ml.c5.xlarge", "--no-wait"]
+    result = run(tmp_path, *flags, **sdk_environment, AWS_ENDPOINT_URL=endpoint)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "Job:" in result.stdout and "Status:" not in result.stdout
+
+
+def test_refusal_by_aws_is_one_line(tmp_path: Path, sdk_environment: dict[str, str]) -> None:
+    flags = [*ACCOUNT, "--bucket", BUCKET, "--instance-type", "ml.c5.xlarge"]
+    nowhere = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}", "AWS_MAX_ATTEMPTS": "1"}
+    result = run(tmp_path, *flags, **sdk_environment, **nowhere)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in result.stderr
+
+
+BAD_INPUT = {
+    "--role x": "--role x: expected arn:aws:iam::ACCOUNT:role/NAME.",
+    "--epochs 0": "--epochs 0: expected a positive number.",
+    "--instance-type g5.xlarge": "--instance-type g5.xlarge: expected ml.FAMILY.SIZE.",
+    "--address 1.2.3.4:6379": "--address is not for SageMaker: the job starts its own Ray cluster.",
+    "--max-wait-seconds 5": "--max-wait-seconds 5: expected --spot, and at least --max-run-seconds.",
+    "--spot --keep-alive-seconds 60": "--spot True: expected no --keep-alive-seconds next to it.",
+    "--resume old": "--resume old: expected the --checkpoint-uri of that job next to it.",
+    "--tune speed=1:2": "--tune speed=1:2: expected a flag of main.py with LOW:HIGH or choices, as in lr=0.05:0.4.",
+    "--data /nowhere": "--data /nowhere does not exist: give auto, cifar10, sample, or a folder or URI.",
+    "--num-workers 3": "--batch-size 128 cannot be split evenly over 3 workers: use --batch-size 126 or 129.",
+    "--instance-cuont 2": "Unrecognized options: --instance-cuont",
+}
+
+
+@pytest.mark.parametrize("flags", BAD_INPUT)
+def test_bad_input_is_one_line_and_exit_code_2(flags: str, tmp_path: Path) -> None:
+    result = run(tmp_path, *ACCOUNT, *flags.split())
+    assert result.returncode == 2, result.stdout + result.stderr
+    (line,) = result.stderr.splitlines()
+    assert BAD_INPUT[flags] in line

@@ -1,0 +1,52 @@
+"""A job of the tuner, in an image with SageMaker's training toolkit, whose own `train` runs the script."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from command import ROOT
+from container import images_environment
+from job_checks import Simulate, assert_model, wait_for
+from s3_server import BUCKET, client
+
+pytestmark = pytest.mark.e2e
+SUBMIT = ROOT / "sagemaker_entry" / "submit.py"
+ROLE = "arn:aws:iam::123456789012:role/training"
+
+
+def test_tuners_job_trains_with_the_values_that_it_was_given(
+    aws: str, sdk_environment: dict[str, str], simulate: Simulate, tmp_path: Path
+) -> None:
+    python, missing = images_environment()
+    if missing:
+        pytest.skip(missing)
+    flags = ["--role", ROLE, "--bucket", BUCKET, "--instance-type", "ml.c5.xlarge", "--no-wait", "--epochs", "1"]
+    flags += ["--data", "s3://bucket/tiny", "--tune", "lr=0.05:0.4", "batch-size=24,48"]
+    environment = os.environ | sdk_environment | {"AWS_ENDPOINT_URL": aws}
+    command = [sys.executable, str(SUBMIT), *flags]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (name,) = re.findall(r"^Tuning: +(\S+)$", result.stdout, re.MULTILINE)
+    sagemaker = client(aws, "sagemaker")
+    tuning = sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+    request = tuning["TrainingJobDefinition"] | {"TrainingJobName": f"{name}-001-1a2b3c4d"}
+    # What the tuner makes of the ranges: a choice comes quoted, and it adds what it goes by.
+    chosen = {"lr": "0.0731", "batch-size": '"48"', "_tuning_objective_metric": "test_accuracy"}
+    request["HyperParameters"] = request["StaticHyperParameters"] | chosen
+    job = simulate(request, shm="2g")
+    # The toolkit waits until the host name that the container was started with can be resolved.
+    job.start(path=f"{python.parent}:")
+    wait_for(job.hosts[0], "Started:")
+    # The toolkit is PID 1, and has no handler for it: nobody hears of it, and the trial goes on.
+    job.stop()
+    assert job.wait(300) == {"algo-1": 0}, job.logs()
+    (host,) = job.hosts
+    assert_model(host)
+    settings = (host.ml / "output" / "data" / "config.json").read_text()
+    assert '"lr": 0.0731' in settings and '"batch_size": 48' in settings
+    # The tuner reads the objective from such a line.
+    assert re.search(r"epoch 1/1 .*test +[0-9.]+%", host.log)

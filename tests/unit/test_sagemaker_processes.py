@@ -1,0 +1,62 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from command import ROOT
+
+# Runs in a process of its own: becoming the reaper of all orphans is for life.
+SCRIPT = """
+import os, signal, sys, time
+sys.path.insert(0, {entry!r})
+from outcome import Redactor
+from processes import Processes, descendants
+processes = Processes(Redactor({{"TOKEN": "top-secret"}}))
+command = ["bash", "-c", {shell!r}]
+child = processes.start(command, dict(os.environ))
+while child.code is None:
+    time.sleep(0.05)
+    processes.reap()
+time.sleep(0.2)
+processes.reap()
+print("code", child.code, "left", sorted(descendants().values()))
+print("killed", processes.end_all(1))
+print("left", sorted(descendants().values()), "lines", child.last_lines())
+"""
+
+
+def run(shell: str) -> str:
+    script = SCRIPT.format(entry=str(ROOT / "sagemaker_entry"), shell=shell)
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_orphans_are_adopted_reaped_and_ended() -> None:
+    output = run("(sleep 0.1 & exit 0); setsid sleep 300 > /dev/null & exit 3")
+    assert "code 3 left ['sleep']" in output
+    assert "killed ['sleep']" not in output or "left [] " in output
+    assert "left [] lines" in output
+
+
+def test_process_that_ignores_sigterm_is_killed_and_named() -> None:
+    output = run("trap '' TERM; (trap '' TERM; exec setsid sleep 300 > /dev/null) & sleep 0.3; exit 0")
+    assert "killed ['sleep']" in output
+    assert "left [] lines" in output
+
+
+def test_exit_by_a_signal_is_negative_and_secrets_are_hidden() -> None:
+    output = run("echo the top-secret token; kill -KILL $$")
+    assert f"code {-signal.SIGKILL} " in output
+    assert "the ****** token" in output.splitlines()
+
+
+def test_a_name_with_parentheses_is_read(tmp_path: Path) -> None:
+    from processes import descendants
+
+    program = tmp_path / "a) (b"
+    os.symlink("/bin/sleep", program)
+    with subprocess.Popen([str(program), "60"]) as process:
+        assert descendants()[process.pid] == "a) (b"
+        process.kill()
