@@ -1,0 +1,127 @@
+"""Images per second: both recipes, a torchrun tutorial's program, and what this machine's matrix products allow.
+
+    python benchmarks/throughput.py --rounds 3
+
+All run in turn, so that a change of the machine's speed hits all alike; medians are compared. Ours and the tutorial's
+count a whole epoch of training: data, augmentation and optimizer, but not the evaluation. The limit is that of large
+matrix products, for the products that training VGG11 really needs.
+"""
+
+import argparse
+import csv
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from record import write_json
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT_SECONDS = 1800
+# Input channels, output channels, height and width of each convolution's maps, for 32 x 32 pixels.
+CONVOLUTIONS = (
+    (3, 64, 32),
+    (64, 128, 16),
+    (128, 256, 8),
+    (256, 256, 8),
+    (256, 512, 4),
+    (512, 512, 4),
+    (512, 512, 2),
+    (512, 512, 2),
+)
+
+
+def flops_per_image() -> float:
+    """Floating-point operations to train on one image, without products with the padding's zeros.
+
+    Forward, the gradient of the filters, and, but for the first layer, that of the maps cost the same.
+    """
+    total = 0.0
+    for index, (ins, outs, size) in enumerate(CONVOLUTIONS):
+        # Of the three rows of a filter, one lies outside at each border.
+        taps = (3 * size - 2) ** 2
+        total += 2.0 * ins * outs * taps * (3 if index else 2)
+    return total
+
+
+def measure_products(dtype: torch.dtype, size: int = 2048, rounds: int = 5) -> float:
+    """Floating-point operations a second of large matrix products on all cores: the best of some."""
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(rounds):
+        started = time.perf_counter()
+        a @ b
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * size**3 / best
+
+
+def run_ours(num_workers: int, recipe: str, data: str, batch_size: int) -> float:
+    """Images per second of one epoch."""
+    main = [sys.executable, str(ROOT / "ray_app" / "main.py"), "--num-workers", str(num_workers), "--recipe", recipe]
+    flags = ["--data", data, "--epochs", "1", "--batch-size", str(batch_size), "--run-name", "run"]
+    with tempfile.TemporaryDirectory() as folder:
+        command = [*main, *flags, "--storage-path", folder]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+        if result.returncode:
+            raise SystemExit(f"ours failed: {result.stderr[-2000:]}")
+        with Path(folder, "run", "metrics.csv").open() as file:
+            return float(next(csv.DictReader(file))["images_per_second"])
+
+
+def run_tutorial(processes: int, data: str, batch_size: int) -> float:
+    """Images per second of one epoch."""
+    torchrun = Path(sys.executable).with_name("torchrun")
+    script = [str(Path(__file__).with_name("torchrun_demo.py")), "--data", data]
+    command = [torchrun, "--standalone", f"--nproc-per-node={processes}", *script]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "ray_app")}
+    result = subprocess.run(
+        [*command, "--batch_size", str(batch_size // processes)],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_SECONDS,
+        env=environment,
+    )
+    found = re.search(r"images/s ([\d.]+)", result.stdout)
+    if not found:
+        raise SystemExit(f"the tutorial's program failed: {result.stderr[-2000:]}")
+    return float(found[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", default="sample")
+    parser.add_argument("--batch-size", type=int, default=128, help="global; default: %(default)s")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    data, batch_size = options.data, options.batch_size
+    programs = {
+        "tutorial, 2 processes": lambda: run_tutorial(2, data, batch_size),
+        "classic, 2 workers": lambda: run_ours(2, "classic", data, batch_size),
+        "fast, 2 workers": lambda: run_ours(2, "fast", data, batch_size),
+        "classic, 1 process": lambda: run_ours(0, "classic", data, batch_size),
+        "limit, fp32": lambda: measure_products(torch.float32) / flops_per_image(),
+        "limit, bf16": lambda: measure_products(torch.bfloat16) / flops_per_image(),
+    }
+    results: dict[str, list[float]] = {name: [] for name in programs}
+    for number in range(options.rounds):
+        for name, program in programs.items():
+            results[name].append(program())
+            print(f"round {number + 1}: {name:<22} {results[name][-1]:8.1f} images/s", flush=True)
+    print(f"\nmedian of {options.rounds}, {data}, global batch {batch_size}\n")
+    reference = statistics.median(results["tutorial, 2 processes"])
+    for name, values in results.items():
+        middle = statistics.median(values)
+        spread = f"{min(values):.0f} to {max(values):.0f}"
+        print(f"  {name:<22} {middle:8.1f} images/s  ({spread})  {middle / reference:5.2f} x the tutorial's")
+    settings = {"data": data, "batch_size": batch_size, "n": options.rounds}
+    write_json(options.json, {"settings": settings, "images_per_second": results, "flops_per_image": flops_per_image()})
+
+
+if __name__ == "__main__":
+    main()
