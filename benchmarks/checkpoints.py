@@ -15,9 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from program import ROOT
 from record import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_SECONDS = 300.0
 NEVER = 1e9
 
@@ -26,7 +26,8 @@ def train(num_workers: int, every_seconds: float, folder: Path, flags: list[str]
     """Seconds of training, and how many checkpoints were written meanwhile."""
     main = [sys.executable, str(ROOT / "ray_app" / "main.py"), "--num-workers", str(num_workers), *flags]
     options = ["--checkpoint-every-seconds", str(every_seconds), "--storage-path", str(folder), "--run-name", "run"]
-    with subprocess.Popen([*main, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    log = folder / "log"
+    with log.open("w") as output, subprocess.Popen([*main, *options], stdout=output, stderr=output) as process:
         seen: set[str] = set()
         while process.poll() is None:
             seen |= {path.parent.name for path in (folder / "run").glob("checkpoint_*/manifest.json")}
@@ -35,8 +36,7 @@ def train(num_workers: int, every_seconds: float, folder: Path, flags: list[str]
             except subprocess.TimeoutExpired:
                 continue
         if process.returncode:
-            assert process.stderr
-            raise SystemExit(process.stderr.read()[-2000:])
+            raise SystemExit(log.read_text()[-2000:])
     with (folder / "run" / "metrics.csv").open() as file:
         return sum(float(row["seconds"]) for row in csv.DictReader(file)), len(seen)
 

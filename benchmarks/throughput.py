@@ -8,21 +8,18 @@ matrix products, for the products that training VGG11 really needs.
 """
 
 import argparse
-import csv
 import os
 import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
+from program import LIMIT_SECONDS, ROOT, train
 from record import write_json
 
-ROOT = Path(__file__).resolve().parent.parent
-LIMIT_SECONDS = 1800
 # Input channels, output channels, height and width of each convolution's maps, for 32 x 32 pixels.
 CONVOLUTIONS = (
     (3, 64, 32),
@@ -62,15 +59,10 @@ def measure_products(dtype: torch.dtype, size: int = 2048, rounds: int = 5) -> f
 
 def run_ours(num_workers: int, recipe: str, data: str, batch_size: int) -> float:
     """Images per second of one epoch."""
-    main = [sys.executable, str(ROOT / "ray_app" / "main.py"), "--num-workers", str(num_workers), "--recipe", recipe]
-    flags = ["--data", data, "--epochs", "1", "--batch-size", str(batch_size), "--run-name", "run"]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [*main, *flags, "--storage-path", folder]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
-        if result.returncode:
-            raise SystemExit(f"ours failed: {result.stderr[-2000:]}")
-        with Path(folder, "run", "metrics.csv").open() as file:
-            return float(next(csv.DictReader(file))["images_per_second"])
+    trained = train(
+        *("--num-workers", num_workers, "--recipe", recipe, "--data", data, "--epochs", 1, "--batch-size", batch_size)
+    )
+    return trained.rows[0]["images_per_second"]
 
 
 def run_tutorial(processes: int, data: str, batch_size: int) -> float:

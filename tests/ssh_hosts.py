@@ -40,7 +40,7 @@ mount -t tmpfs -o size=8g,mode=1777 tmpfs /dev/shm
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir /run/sshd
 cd /
-if [ -d {folder}/imds ]; then {python} {tests}/imds.py {imds_address} 80 {folder}/imds & fi
+if [ -d {folder}/imds ]; then {python} {folder}/imds.py {imds_address} 80 {folder}/imds & fi
 /usr/sbin/sshd -D -e -f {folder}/sshd_config &
 while :; do wait || true; sleep 1; done
 """
@@ -211,7 +211,9 @@ def _write_files(
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "host_key")], check=True)
     hidden = " ".join(str(ROOT / part) for part in HIDDEN)
     values = {"name": name, "folder": folder, "hidden": hidden, "prefix": sys.prefix, "python": sys.executable}
-    script = INIT.format(tests=Path(__file__).parent, imds_address=IMDS_ADDRESS, **values)
+    # The checkout may lie in /tmp, which the host has for itself.
+    shutil.copy(Path(__file__).with_name("imds.py"), folder)
+    script = INIT.format(imds_address=IMDS_ADDRESS, **values)
     (folder / "init.sh").write_text(script)
 
 

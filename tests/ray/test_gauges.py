@@ -1,20 +1,32 @@
-"""What the metrics endpoint of a live cluster shows of a run."""
+"""What the metrics endpoint of a live cluster shows of a run, and what Prometheus makes of it."""
 
+import json
+import os
 import re
+import shutil
+import signal
+import subprocess
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
+from command import ROOT, free_port, wait_until
 from vgg_ddp.gauges import GAUGES
 from vgg_ddp.report import Row
 from vgg_ddp.worker import Outcome
 
 pytestmark = pytest.mark.slow
+OBSERVABILITY = ROOT / "cluster" / "observability"
 Train = Callable[..., tuple[Outcome, list[Row]]]
 
 
@@ -24,6 +36,36 @@ def frequent_reports() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_metrics_report_interval_ms", "1000")
         yield
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A finished run, and what was seen while it trained: the gauges' values, and Prometheus' answers after it."""
+
+    rows: list[Row]
+    seen: list[dict[str, float]]
+    ask: Callable[..., Any]
+    start: float
+
+
+@contextmanager
+def prometheus(folder: Path) -> Iterator[Callable[..., Any]]:
+    """Prometheus as a user starts it, but reading every second; gives a function that asks its API."""
+    port = free_port()
+    settings = {"PORT": str(port), "SCRAPE_INTERVAL": "1s", "PROMETHEUS_DATA": str(folder / "data")}
+
+    def ask(path: str, **query: object) -> Any:
+        url = f"http://127.0.0.1:{port}/api/v1/{path}?{urllib.parse.urlencode(query)}"
+        with urllib.request.urlopen(url, timeout=10) as response:
+            return json.load(response)["data"]
+
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen([OBSERVABILITY / "prometheus.sh"], env=os.environ | settings, stderr=log)
+    try:
+        yield ask
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(20)
 
 
 def scrape(run_name: str) -> dict[str, float]:
@@ -40,20 +82,30 @@ def scrape(run_name: str) -> dict[str, float]:
     return found
 
 
-def test_endpoint_of_a_live_run_shows_what_the_run_folder_holds(train: Train) -> None:
-    results: list[tuple[Outcome, list[Row]]] = []
-    settings = {"epochs": 4, "lr": 0.01, "run_name": "watched"}
-    training = threading.Thread(target=lambda: results.append(train(2, **settings)))
-    training.start()
-    seen: list[dict[str, float]] = []
-    while training.is_alive():
-        values = scrape("watched")
-        if values and (not seen or values != seen[-1]):
-            seen.append(values)
-        time.sleep(0.5)
-    training.join()
-    ((outcome, rows),) = results
-    assert outcome.kind == "finished"
+@pytest.fixture(scope="module")
+def watched(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    if not shutil.which("prometheus"):
+        pytest.skip("needs Debian's package prometheus")
+    start = time.time()
+    with prometheus(tmp_path_factory.mktemp("prometheus")) as ask:
+        results: list[tuple[Outcome, list[Row]]] = []
+        settings = {"epochs": 4, "lr": 0.01, "run_name": "watched"}
+        training = threading.Thread(target=lambda: results.append(train(2, **settings)))
+        training.start()
+        seen: list[dict[str, float]] = []
+        while training.is_alive():
+            values = scrape("watched")
+            if values and (not seen or values != seen[-1]):
+                seen.append(values)
+            time.sleep(0.5)
+        training.join()
+        ((outcome, rows),) = results
+        assert outcome.kind == "finished"
+        yield Watched(rows, seen, ask, start)
+
+
+def test_endpoint_of_a_live_run_shows_what_the_run_folder_holds(watched: Watched) -> None:
+    rows, seen = watched.rows, watched.seen
     assert seen and seen[-1].keys() == GAUGES.keys()
     # Ray sends the gauges one by one: an epoch counts if all that belongs to it was seen together.
     whole = [values for values in seen if values.keys() == GAUGES.keys()]
@@ -62,3 +114,38 @@ def test_endpoint_of_a_live_run_shows_what_the_run_folder_holds(train: Train) ->
     assert any({name: values[name] for name in names} in by_row for values in whole), (whole, rows)
     assert {values["workers"] for values in whole} == {2}
     assert all(earlier["step"] <= later["step"] for earlier, later in pairwise(whole))
+
+
+def dashboard_queries() -> Iterator[tuple[str, str]]:
+    """Title of the panel and query of each curve of the dashboard, for the watched run."""
+    for panel in json.loads((OBSERVABILITY / "grafana-dashboard.json").read_text())["panels"]:
+        for target in panel.get("targets", []):
+            yield panel["title"], target["expr"].replace("$run", "watched").replace("$__range", "5m")
+
+
+def test_every_panel_of_the_dashboard_has_something_to_show(watched: Watched) -> None:
+    end = time.time()
+    empty = [
+        title
+        for title, query in dashboard_queries()
+        if not watched.ask("query_range", query=query, start=watched.start, end=end, step=1)["result"]
+    ]
+    # There is no GPU here.
+    assert empty == ["GPUs", "GPU memory"]
+
+
+def test_prometheus_reads_all_nodes_and_understands_all_alerts(watched: Watched) -> None:
+    targets = watched.ask("targets")["activeTargets"]
+    assert targets and {target["health"] for target in targets} == {"up"}
+    wait_until(lambda: all(rule["health"] != "unknown" for rule in rules(watched)), seconds=20)
+    assert {rule["health"] for rule in rules(watched)} == {"ok"}
+    assert not [rule["name"] for rule in rules(watched) if rule["state"] != "inactive"]
+
+
+def rules(watched: Watched) -> list[dict[str, Any]]:
+    return [rule for group in watched.ask("rules")["groups"] for rule in group["rules"]]
+
+
+def test_finished_run_is_not_taken_for_one_that_stands_still(watched: Watched) -> None:
+    query = "ray_vgg_step or ray_train_controller_state == 1"
+    wait_until(lambda: not watched.ask("query", query=query)["result"], seconds=30)

@@ -1,0 +1,75 @@
+"""What Ray costs while training goes on: the same loop under Ray Train and under torchrun, in turn.
+
+    python benchmarks/overhead.py --rounds 3
+
+Compared are seconds of the second epoch, evaluation apart: starting is over, and both compute the same to the bit. With
+Ray, the loop also looks for drained nodes and sets the gauges of Ray's metrics; the time to set them is given apart.
+"""
+
+import argparse
+import statistics
+import sys
+import timeit
+from pathlib import Path
+
+import ray
+from program import ROOT, train
+from record import write_json
+
+sys.path.insert(0, str(ROOT / "ray_app"))
+from vgg_ddp.gauges import GAUGES, Gauges
+
+
+def seconds_of_gauges() -> float:
+    """Seconds to set all gauges once."""
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="ERROR")
+    gauges, values = Gauges("benchmark"), dict.fromkeys(GAUGES, 1.0)
+    seconds = min(timeit.repeat(lambda: gauges.set(values), number=100, repeat=5)) / 100
+    ray.shutdown()
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", default="sample")
+    parser.add_argument("--batch-size", type=int, default=100, help="global; default: %(default)s")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    flags = [
+        "--data",
+        options.data,
+        "--epochs",
+        2,
+        "--batch-size",
+        options.batch_size,
+        "--precision",
+        options.precision,
+    ]
+    programs = {
+        "torchrun": lambda: train(*flags, "--num-workers", 0, processes=options.num_workers),
+        "Ray Train": lambda: train(*flags, "--num-workers", options.num_workers),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    steps = 0.0
+    for number in range(options.rounds):
+        for name, program in programs.items():
+            first, second = program().rows
+            steps = second["step"] - first["step"]
+            seconds[name].append(second["seconds"])
+            print(f"round {number + 1}: {name:<10} {second['seconds'] / steps * 1000:8.1f} ms a step", flush=True)
+    ratios = [ours / theirs for ours, theirs in zip(seconds["Ray Train"], seconds["torchrun"], strict=True)]
+    ratio = statistics.median(ratios)
+    gauges = seconds_of_gauges()
+    share = gauges * steps / statistics.median(seconds["Ray Train"])
+    print(f"\nRay Train against torchrun: {ratio - 1:+.1%} (median of {options.rounds} pairs)")
+    print(f"all gauges, set once: {gauges * 1e6:.0f} us; in every step that would be {share:.3%} of it")
+    settings = {"num_workers": options.num_workers, "batch_size": options.batch_size, "n": options.rounds}
+    results = {"seconds_of_second_epoch": seconds, "ratios": ratios, "seconds_of_gauges": gauges}
+    write_json(options.json, {"settings": settings | {"precision": options.precision}, **results})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Images per second and memory of 1, 2 and 4 workers: with the same batch in all, and with the same batch each.
+
+    python benchmarks/scaling.py --rounds 3
+
+Strong scaling keeps the global batch, weak scaling the batch of each worker. A single worker uses all cores of a
+machine, and more of them share the cores: what they lose to it is what splitting costs, apart from a network. All run
+in turn, so that a change of the machine's speed hits all alike; medians are compared.
+"""
+
+import argparse
+import os
+import statistics
+from pathlib import Path
+
+from program import train
+from record import write_json
+
+WORKERS = (1, 2, 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", default="sample")
+    parser.add_argument("--batch-size", type=int, default=128, help="the largest global batch; default: %(default)s")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    batch_sizes = {
+        "strong": dict.fromkeys(WORKERS, options.batch_size),
+        "weak": {count: options.batch_size * count // WORKERS[-1] for count in WORKERS},
+    }
+    flags = ["--data", options.data, "--epochs", 1, "--precision", options.precision]
+    speeds: dict[str, dict[int, list[float]]] = {kind: {count: [] for count in WORKERS} for kind in batch_sizes}
+    memory: dict[int, int] = dict.fromkeys(WORKERS, 0)
+    for number in range(options.rounds):
+        for kind, sizes in batch_sizes.items():
+            for count, batch_size in sizes.items():
+                trained = train(*flags, "--num-workers", count, "--batch-size", batch_size)
+                speeds[kind][count].append(trained.rows[0]["images_per_second"])
+                memory[count] = max(memory[count], trained.peak_memory_bytes)
+                print(
+                    f"round {number + 1}: {kind:<6} {count} worker(s) {speeds[kind][count][-1]:8.1f} images/s",
+                    flush=True,
+                )
+    print(f"\nmedian of {options.rounds}, {options.data}, {options.precision}, {os.cpu_count()} cores\n")
+    for kind, sizes in batch_sizes.items():
+        one = statistics.median(speeds[kind][1])
+        for count, batch_size in sizes.items():
+            speed = statistics.median(speeds[kind][count])
+            print(
+                f"  {kind:<6} {count} worker(s), global batch {batch_size:>4}: {speed:8.1f} images/s, "
+                f"{speed / one:4.2f} x one worker, {memory[count] / 1e6:,.0f} MB a worker"
+            )
+    settings = {"data": options.data, "precision": options.precision, "batch_sizes": batch_sizes, "n": options.rounds}
+    write_json(options.json, {"settings": settings, "images_per_second": speeds, "peak_memory_bytes": memory})
+
+
+if __name__ == "__main__":
+    main()
