@@ -1,0 +1,65 @@
+"""Accuracy that a recipe reaches in so many epochs, and the epochs and seconds to given accuracies.
+
+    python benchmarks/time_to_accuracy.py --data cifar10 --recipes fast classic --epochs 2 8 --seeds 0 1 2
+
+Accuracy is that of plain test images after the last epoch, without test-time augmentation. Seconds are those of
+training, evaluation and starting apart. Flags after -- go to main.py. To tune, give a --data whose test split is held
+out from the training images.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+from program import train
+from record import write_json
+
+TARGETS = (0.80, 0.85, 0.90, 0.92, 0.94)
+
+
+def first_to_reach(rows: list[dict[str, float]], target: float) -> str:
+    """Epochs and seconds of training up to an accuracy, as text."""
+    seconds = 0.0
+    for row in rows:
+        seconds += row["seconds"]
+        if row["test_accuracy"] >= target:
+            return f"{row['epoch']:.0f} ({seconds:,.0f} s)"
+    return "-"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="cifar10")
+    parser.add_argument("--recipes", nargs="+", default=["fast", "classic"])
+    parser.add_argument("--epochs", nargs="+", type=int, default=[2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--num-workers", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("flags", nargs="*", help="more flags of main.py, after --")
+    options = parser.parse_args()
+    runs: list[dict[str, object]] = []
+    summary = []
+    for recipe in options.recipes:
+        for epochs in options.epochs:
+            finals, seconds = [], []
+            for seed in options.seeds:
+                flags = ["--data", options.data, "--recipe", recipe, "--epochs", epochs, "--seed", seed, *options.flags]
+                rows = train(*flags, "--num-workers", options.num_workers).rows
+                finals.append(rows[-1]["test_accuracy"])
+                seconds.append(sum(row["seconds"] for row in rows))
+                runs.append({"recipe": recipe, "epochs": epochs, "seed": seed, "rows": rows})
+                reached = "  ".join(f"{target:.0%}: {first_to_reach(rows, target)}" for target in TARGETS)
+                print(
+                    f"{recipe}, {epochs} epochs, seed {seed}: {finals[-1]:.2%} in {seconds[-1]:,.0f} s  {reached}",
+                    flush=True,
+                )
+            spread = f" +- {statistics.stdev(finals):.2%}" if len(finals) > 1 else ""
+            middle = statistics.median(seconds)
+            summary.append(f"  {recipe:<8} {epochs:>3} epochs  {statistics.mean(finals):.2%}{spread}  {middle:,.0f} s")
+    print(f"\nmean and standard deviation of {len(options.seeds)} seed(s), median of seconds\n", *summary, sep="\n")
+    settings = {"data": options.data, "num_workers": options.num_workers, "flags": options.flags}
+    write_json(options.json, {"settings": settings | {"n": len(options.seeds)}, "runs": runs})
+
+
+if __name__ == "__main__":
+    main()
