@@ -36,7 +36,7 @@ def main() -> None:
     for number in range(options.rounds):
         for kind, sizes in batch_sizes.items():
             for count, batch_size in sizes.items():
-                trained = train(*flags, "--num-workers", count, "--batch-size", batch_size)
+                trained = train(*flags, "--num-workers", count, "--batch-size", batch_size, watch_memory=True)
                 speeds[kind][count].append(trained.rows[0]["images_per_second"])
                 memory[count] = max(memory[count], trained.peak_memory_bytes)
                 print(
