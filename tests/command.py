@@ -1,10 +1,12 @@
 """The project's commands, as tests start them."""
 
 import os
+import pty
 import signal
 import socket
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -37,6 +39,29 @@ def run_main(*flags: object, cwd: Path, timeout: float = 300, **environment: str
     return subprocess.run(
         main_command(*flags), cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=timeout
     )
+
+
+def run_on_terminal(command: list[str], cwd: Path, **environment: str) -> tuple[int, str]:
+    """Run a command as in a terminal window of 120 columns; its exit code, and all that it wrote there."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (40, 120))
+    with subprocess.Popen(
+        command, cwd=cwd, env=os.environ | {"TERM": "xterm"} | environment, stdin=its, stdout=its, stderr=its
+    ) as process:
+        os.close(its)
+        written = b""
+        while chunk := _read_terminal(ours):
+            written += chunk
+    os.close(ours)
+    return process.returncode, written.decode(errors="replace")
+
+
+def _read_terminal(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        # Linux says so when the last process has closed its end.
+        return b""
 
 
 @contextmanager

@@ -29,18 +29,19 @@ class Placement:
     use_gpu: bool
 
 
-def connect(address: str) -> Any:
+def connect(address: str, verbose: bool = False) -> Any:
     """Join the Ray cluster at an address, or start one on this machine; `ray_environment.prepare` gave the address.
 
     Raises:
         UsageError: if the address does not answer.
     """
+    level = logging.INFO if verbose else logging.ERROR
     if address == LOCAL:
-        return ray.init(address=LOCAL, logging_level=logging.ERROR)
+        return ray.init(address=LOCAL, logging_level=level)
     if address != "auto":
         _require_answer(address)
     try:
-        return ray.init(address=address, logging_level=logging.ERROR, runtime_env={"py_modules": [str(PACKAGE)]})
+        return ray.init(address=address, logging_level=level, runtime_env={"py_modules": [str(PACKAGE)]})
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"--address {address}: no Ray cluster could be joined ({reason}).") from error

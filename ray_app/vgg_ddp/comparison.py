@@ -11,7 +11,8 @@ from vgg_ddp.report import Row, best_row, mean_images_per_second, read_config, r
 from vgg_ddp.storage import Folder
 
 # Settings that say where a run is, not what it is.
-PLACES = ("storage_path", "run_name", "resume", "address", "data_dir")
+# Where a run was, and what it told of itself: nothing that decides its numbers.
+INCIDENTAL = ("storage_path", "run_name", "resume", "address", "data_dir", "mlflow", "profile", "verbose")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def format_table(runs: Sequence[FinishedEpochs]) -> str:
 
 def format_differences(runs: Sequence[FinishedEpochs]) -> str:
     """A line for each setting that is not the same in all runs; empty if there is none."""
-    names = [name for name in runs[0].config if name not in PLACES]
+    names = [name for name in runs[0].config if name not in INCIDENTAL]
     values = {name: [run.config.get(name) for run in runs] for name in names}
     lines = [
         f"  {flag(name):<20} " + "  ".join(f"{run.name}: {value}" for run, value in zip(runs, given, strict=True))

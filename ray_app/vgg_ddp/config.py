@@ -80,6 +80,10 @@ class TrainConfig:
     """Longest time between two checkpoints; one is also saved at the ends of epochs."""
     mlflow: str | None = None
     """Record the run in MLflow: local (mlflow.db in this folder), the URI of a server, or the ARN of SageMaker's."""
+    profile: bool = False
+    """Profile some of the first steps of rank 0: a trace and the dearest operators, in the run folder."""
+    verbose: bool = False
+    """Show what Ray, torch and the workers log, too; it is always in Ray's log files."""
     max_failures: int = 3
     """Times that the run is restarted from its newest checkpoint after workers fail."""
     collective_timeout_seconds: float = 600.0

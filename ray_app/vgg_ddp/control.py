@@ -25,6 +25,7 @@ class Decision:
         save: a checkpoint is due.
         save_at_epoch_end: a checkpoint is due if this was the last step of an epoch.
         check_preemption: ask Ray whether a node is about to go.
+        show: say how far the run is.
         bad_step: first step whose loss was not finite, or None.
     """
 
@@ -33,6 +34,7 @@ class Decision:
     save: bool = False
     save_at_epoch_end: bool = False
     check_preemption: bool = False
+    show: bool = False
     bad_step: int | None = None
 
 
@@ -45,13 +47,15 @@ class Control:
         checkpoint_every_seconds: float,
         stop_requested: Callable[[], bool] | None,
         storage_failed: Callable[[], bool],
+        live_seconds: float | None = None,
     ) -> None:
         self.steps_between_decisions = STEPS_BETWEEN_DECISIONS[device.type]
         self._checkpoint_every_seconds = checkpoint_every_seconds
         self._stop_requested = stop_requested
         self._storage_failed = storage_failed
         self._preemption: tuple[object, ...] | None = None
-        self._saved_at = self._checked_at = time.monotonic()
+        self._live_seconds = math.inf if live_seconds is None else live_seconds
+        self._saved_at = self._checked_at = self._shown_at = time.monotonic()
         self._first_bad_step = torch.full((), math.inf, dtype=torch.float64, device=device)
 
     def watch(self, step: int, loss: Tensor) -> None:
@@ -80,14 +84,18 @@ class Control:
             unsaved_seconds >= self._checkpoint_every_seconds,
             unsaved_seconds >= SECONDS_BETWEEN_EPOCH_END_CHECKPOINTS,
             now - self._checked_at >= SECONDS_BETWEEN_PREEMPTION_CHECKS,
+            now - self._shown_at >= self._live_seconds,
         )
         # One reduction for all: the minimum is 0 where any rank wishes it, and the first bad step of any rank.
         votes = torch.tensor([0.0 if wish else 1.0 for wish in wishes], dtype=torch.float64)
         votes = torch.cat([votes.to(self._first_bad_step.device), self._first_bad_step.view(1)])
         if dist.is_initialized():
             dist.all_reduce(votes, op=dist.ReduceOp.MIN)
-        stop, give_up, save, save_at_epoch_end, check, bad_step = votes.tolist()
-        if not check:
+        *nobody_wishes, bad_step = votes.tolist()
+        stop, give_up, save, save_at_epoch_end, check, show = (not nobody for nobody in nobody_wishes)
+        if check:
             self._checked_at = now
+        if show:
+            self._shown_at = now
         first_bad_step = None if math.isinf(bad_step) else int(bad_step)
-        return Decision(not stop, not give_up, not save, not save_at_epoch_end, not check, first_bad_step)
+        return Decision(stop, give_up, save, save_at_epoch_end, check, show, first_bad_step)

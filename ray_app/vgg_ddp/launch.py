@@ -13,14 +13,15 @@ from vgg_ddp import ray_environment
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Dataset, find_source, load_dataset
 from vgg_ddp.flags import UsageError
-from vgg_ddp.report import CURVES_FILE, Follower, Row, format_summary, read_metrics, write_curves
+from vgg_ddp.follower import Follower
+from vgg_ddp.report import CURVES_FILE, Row, format_summary, read_metrics, write_curves
 from vgg_ddp.runs import Run, open_run, require_writable
 from vgg_ddp.storage import Folder
 from vgg_ddp.tracking import recorded, require_mlflow
 
 if TYPE_CHECKING:
     from vgg_ddp.cluster import Placement
-    from vgg_ddp.worker import Outcome
+    from vgg_ddp.job import Outcome
 
 FINISHED, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
@@ -81,7 +82,7 @@ def _train_on_ray(run: Run, address: str, loading: "Future[Dataset]", phases: di
     from vgg_ddp import cluster
     from vgg_ddp.signals import InterruptedRunError
 
-    connection = cluster.connect(address)
+    connection = cluster.connect(address, run.config.verbose)
     try:
         phases["Ray started"] = time.time()
         cluster.start_coordinator()
@@ -95,8 +96,8 @@ def _train_on_ray(run: Run, address: str, loading: "Future[Dataset]", phases: di
         if connection.dashboard_url:
             print(f"Dashboard: http://{connection.dashboard_url} (its token: ray get-auth-token)")
         print(f"Workers:   {run.config.num_workers} on {kind}, starting", flush=True)
-        with Follower(run.folder, run.config.epochs, phases["command"]):
-            outcome = _fit(run, dataset, placement, phases)
+        with Follower(run, phases["command"]) as follower:
+            outcome = _fit(run, dataset, placement, phases, follower.live_seconds)
         return _conclude(run, outcome)
     except InterruptedRunError as error:
         print(f"\nStopped by {error}.\n{_how_to_go_on(run)}", flush=True)
@@ -120,15 +121,17 @@ def _announce(run: Run, dataset: Dataset) -> None:
     print(f"Run:       {'resuming ' if run.exists else ''}{run.folder}", flush=True)
 
 
-def _fit(run: Run, dataset: Dataset, placement: "Placement", phases: dict[str, float]) -> "Outcome | None":
+def _fit(
+    run: Run, dataset: Dataset, placement: "Placement", phases: dict[str, float], live_seconds: float | None
+) -> "Outcome | None":
     """Train under Ray Train; None if the workers failed, after their first exception was printed."""
     import ray
     from ray.train import TrainingFailedError
 
     from vgg_ddp.failures import describe
+    from vgg_ddp.job import Job
     from vgg_ddp.signals import StopFlag, call_interruptibly
     from vgg_ddp.trainer import build_trainer
-    from vgg_ddp.worker import Job
 
     stop_flag = StopFlag(f"stop-{run.name}-{uuid.uuid4().hex[:8]}")
     job = Job(
@@ -139,6 +142,7 @@ def _fit(run: Run, dataset: Dataset, placement: "Placement", phases: dict[str, f
         is_local=False,
         phases=phases,
         stop_requested=stop_flag.is_up,
+        live_seconds=live_seconds,
     )
     trainer = build_trainer(job, run.folder, placement.resources_per_worker)
     try:

@@ -12,11 +12,11 @@ from ray.train.torch import TorchTrainer
 from vgg_ddp.config import check_divisible
 from vgg_ddp.data import Dataset
 from vgg_ddp.flags import UsageError
-from vgg_ddp.report import Follower
+from vgg_ddp.follower import Follower
+from vgg_ddp.job import Job, Outcome
 from vgg_ddp.runs import Run
 from vgg_ddp.signals import SignalWatch
 from vgg_ddp.train import train_loop
-from vgg_ddp.worker import Job, Outcome
 
 
 def is_rank_zero() -> bool:
@@ -47,8 +47,10 @@ def choose_device(device: str, batch_size: int) -> bool:
 
 def train_locally(run: Run, dataset: Dataset, use_gpu: bool, phases: dict[str, float]) -> Outcome:
     """Train through Ray Train's local mode, which starts no Ray process; torchrun's processes train together."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    if not run.config.verbose:
+        logging.getLogger("ray.train").setLevel(logging.WARNING)
     watch = SignalWatch(signal.SIGTERM)
+    follower = Follower(run, phases["command"]) if is_rank_zero() else None
     job = Job(
         run.config,
         dataset,
@@ -57,6 +59,7 @@ def train_locally(run: Run, dataset: Dataset, use_gpu: bool, phases: dict[str, f
         is_local=True,
         phases=phases,
         stop_requested=lambda: bool(watch.received),
+        live_seconds=follower.live_seconds if follower else None,
     )
     trainer = TorchTrainer(
         train_loop,
@@ -64,6 +67,6 @@ def train_locally(run: Run, dataset: Dataset, use_gpu: bool, phases: dict[str, f
         scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu),
         run_config=RunConfig(name=run.name),
     )
-    with Follower(run.folder, run.config.epochs, phases["command"]) if is_rank_zero() else nullcontext():
+    with follower or nullcontext():
         outcome: Outcome = trainer.fit().return_value
     return outcome

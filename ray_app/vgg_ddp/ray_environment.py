@@ -1,18 +1,23 @@
 """What Ray reads from the environment when it is imported and started; so Ray is not imported here."""
 
 import os
+import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 LOCAL = "local"
 
 DEFAULTS = {
+    # torch's profiler would print what it starts and stops, and that it looked for a GPU in vain.
+    "KINETO_LOG_LEVEL": "99",
     # How soon the controller sees that a worker is dead, or that all have finished: every 2 s by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # A node that is about to go leaves little time for a checkpoint: by default 5 s pass before the workers hear of it.
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }
 LOCAL_DEFAULTS = {
+    # torch's profiler would print what it starts and stops, and that it looked for a GPU in vain.
+    "KINETO_LOG_LEVEL": "99",
     # Ray's way to keep to loopback, which it takes by itself on macOS; else its processes listen on all interfaces.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # One machine has no node that could go before the others: the watcher for that would only take time to start.
@@ -35,6 +40,9 @@ def prepare(address: str | None) -> str:
         # Ray's processes inherit the path: cheaper than shipping the package to the machine it is on.
         folders = [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
         os.environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder)
+    if not sys.stdout.isatty():
+        # Ray would colour what it forwards from the workers, in a file or a pipe, too.
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     return address

@@ -1,10 +1,8 @@
-"""The run folder: config.json, metrics.csv, curves.png and model.safetensors; the lines and the table on screen."""
+"""The run folder: config.json, metrics.csv, curves.png, model.safetensors; the lines and the table on screen."""
 
 import csv
 import io
 import json
-import logging
-import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +11,13 @@ from vgg_ddp.storage import Folder
 if TYPE_CHECKING:
     from torch import Tensor
 
-logger = logging.getLogger(__name__)
-
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.csv"
 CURVES_FILE = "curves.png"
 STARTUP_FILE = "startup.json"
+PROGRESS_FILE = "progress.json"
+PROFILE_FILE = "profile.txt"
+TRACE_FILE = "trace.json.gz"
 MODEL_FILE = "model.safetensors"
 METADATA_KEY = "vgg_ddp"
 COLUMNS = (
@@ -31,9 +30,12 @@ COLUMNS = (
     "lr",
     "images_per_second",
     "seconds",
+    "time",
 )
+DIGITS = {"time": 13}
 Row = dict[str, float]
-"""One epoch: losses and accuracies are means over all ranks, seconds are those of training (not of evaluation)."""
+"""One epoch: losses and accuracies are means over all ranks, seconds are those of training (not of evaluation), time is
+when it was over, in seconds since 1970."""
 
 
 def write_config(run: Folder, config: dict[str, Any]) -> None:
@@ -53,7 +55,7 @@ def write_metrics(run: Folder, rows: Sequence[Row]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: f"{row[name]:.9g}" for name in COLUMNS} for row in rows)
+    writer.writerows({name: f"{row[name]:.{DIGITS.get(name, 9)}g}" for name in COLUMNS} for row in rows)
     run.write(METRICS_FILE, text.getvalue().encode())
 
 
@@ -78,6 +80,20 @@ def read_startup(run: Folder) -> dict[str, float]:
     except FileNotFoundError:
         return {}
     return phases
+
+
+def write_progress(run: Folder, progress: dict[str, float]) -> None:
+    """Write progress.json: how far the run is within an epoch, for whoever watches it live."""
+    run.write(PROGRESS_FILE, json.dumps(progress).encode())
+
+
+def read_progress(run: Folder) -> dict[str, float]:
+    """What progress.json holds; nothing before the first steps."""
+    try:
+        progress: dict[str, float] = json.loads(run.read(PROGRESS_FILE))
+    except FileNotFoundError:
+        return {}
+    return progress
 
 
 def write_model(
@@ -156,49 +172,3 @@ def write_curves(run: Folder, rows: Sequence[Row], title: str) -> None:
     figure.savefig(picture, dpi=120)
     plt.close(figure)
     run.write(CURVES_FILE, picture.getvalue())
-
-
-class Follower:
-    """Prints a line for the first step and every epoch that appear in a run's folder, wherever the workers are."""
-
-    def __init__(self, run: Folder, epochs: int, started_at: float) -> None:
-        self._run = run
-        self._epochs = epochs
-        self._started_at = started_at
-        self._saw_first_step = False
-        self._printed = 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
-
-    def __enter__(self) -> "Follower":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        poll_seconds = 0.5 if self._run.is_local else 3.0
-        while not self._ended.wait(poll_seconds):
-            self._look()
-        self._look()
-
-    def _look(self) -> None:
-        try:
-            self._print_new_rows()
-        except OSError as error:
-            # The workers have ways of their own to tell of storage that fails for good.
-            logger.warning("%s cannot be read: %s", self._run, error)
-
-    def _print_new_rows(self) -> None:
-        first_step = 0.0 if self._saw_first_step else read_startup(self._run).get("first step", 0.0)
-        if first_step > self._started_at:
-            print(f"Started:   first step {first_step - self._started_at:.1f} s after the command", flush=True)
-            self._saw_first_step = True
-        rows = read_metrics(self._run)
-        # A restart takes the last epochs back: print them again once they are done again.
-        self._printed = min(self._printed, len(rows))
-        for row in rows[self._printed :]:
-            print(format_row(row, self._epochs), flush=True)
-        self._printed = len(rows)

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from vgg_ddp import checkpoint
 from vgg_ddp.storage import Folder
@@ -30,6 +31,7 @@ class Saver:
         self._rank = rank
         self._writer = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
+        self._passing: Future[None] | None = None
 
     def keep(self, write: Callable[[], None]) -> None:
         """Write what the run cannot do without; what fails again and again becomes `failure`."""
@@ -51,6 +53,11 @@ class Saver:
         except OSError as error:
             logger.warning("%s: going on without it.", error)
 
+    def note_meanwhile(self, write: Callable[[], None]) -> None:
+        """Write what is only of use now: in the background, and not at all where that is busy or fails."""
+        if self._rank == 0 and (self._passing is None or self._passing.done()):
+            self._passing = self._writer.submit(_write_if_possible, write)
+
     def save(self, state: checkpoint.State) -> None:
         """Start to write a checkpoint, once the one before is written. Rank 0 alone does: all hold the same weights.
 
@@ -70,3 +77,9 @@ class Saver:
         """Wait until the last checkpoint is written, or cannot be."""
         if self._pending:
             self._pending.result()
+
+
+def _write_if_possible(write: Callable[[], None]) -> None:
+    # What matters is written by others, who then say that the storage fails.
+    with suppress(OSError):
+        write()

@@ -1,5 +1,8 @@
 """A trained model as MLflow loads it."""
 
+from typing import Any
+
+import numpy as np
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
@@ -11,6 +14,11 @@ class ServedModel(PythonModel):  # type: ignore[misc]
 
         self.classifier = load_classifier(context.artifacts["model"])
 
-    # MLflow takes type hints for a description of its own, and the signature is stored with the model.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
+    # MLflow knows the plain class only, not numpy's more exact types.
+    def predict(
+        self,
+        context: PythonModelContext,  # noqa: ARG002
+        model_input: np.ndarray,
+        params: dict[str, Any] | None = None,  # noqa: ARG002
+    ) -> np.ndarray:
         return self.classifier.probabilities(model_input).numpy()

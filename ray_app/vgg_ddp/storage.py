@@ -127,6 +127,20 @@ class Folder:
                 os.unlink(temporary)
             raise
 
+    def overwrite(self, name: str, content: bytes) -> None:
+        """Write a file over the one that is there, for a reader that keeps it open; a crash may leave it cut short.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
+        if not self.is_local:
+            self.write(name, content)
+            return
+        os.makedirs(self.path, exist_ok=True)
+        with open((self / name).path, "r+b" if self.exists(name) else "wb") as file:
+            file.write(content)
+            file.truncate()
+
     def delete(self, name: str) -> None:
         """Delete a file or folder below this one; one that is gone already is no error."""
         target = (self / name).path

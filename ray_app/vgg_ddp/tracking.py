@@ -7,7 +7,6 @@ import re
 import sys
 import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +28,12 @@ POLL_SECONDS = 5.0
 # What is left to send when the training is over may take this long.
 SECONDS_TO_FINISH = 120.0
 ARTIFACTS = (CONFIG_FILE, METRICS_FILE, CURVES_FILE)
-SERVER_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 def require_mlflow(uri: str | None) -> None:
@@ -81,8 +85,9 @@ class Recorder:
         print(f"NOTE: MLflow at {self._uri} {reason}; the run itself is complete without it.", file=sys.stderr)
 
     def _record(self) -> None:
-        for name, value in SERVER_LIMITS.items():
+        for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
+        import mlflow
         from botocore.exceptions import BotoCoreError, ClientError
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
@@ -91,6 +96,8 @@ class Recorder:
         # How it makes its tables is not for the person who trains.
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         logging.getLogger("alembic").setLevel(logging.WARNING)
+        # The plugin for SageMaker's servers looks here only.
+        mlflow.set_tracking_uri(self._uri)
         try:
             client = MlflowClient(self._uri)
             run_id, last_epoch = self._open(client)
@@ -124,12 +131,12 @@ class Recorder:
         """Send the epochs that the store does not know; the last one that it knows then."""
         from mlflow.entities import Metric
 
-        now = round(time.time() * 1000)
         for row in read_metrics(self._run.folder):
             # A restart may take epochs back: they come again with the same numbers.
             if row["epoch"] > last_epoch:
-                step = int(row["epoch"])
-                client.log_batch(run_id, metrics=[Metric(name, value, now, step) for name, value in row.items()])
+                step, milliseconds = int(row["epoch"]), round(row["time"] * 1000)
+                metrics = [Metric(name, value, milliseconds, step) for name, value in row.items()]
+                client.log_batch(run_id, metrics=metrics)
                 last_epoch = row["epoch"]
         return last_epoch
 
@@ -145,25 +152,24 @@ class Recorder:
                 return
             model = Path(temporary, MODEL_FILE)
             model.write_bytes(folder.read(MODEL_FILE))
-            _send_model(self._uri, run_id, model, int(self._run.config.image_size))
+            _send_model(run_id, model, int(self._run.config.image_size))
         client.set_terminated(run_id, "FINISHED")
 
 
-def _send_model(uri: str, run_id: str, model: Path, image_size: int) -> None:
+def _send_model(run_id: str, model: Path, image_size: int) -> None:
     """Store the model so that `mlflow.pyfunc.load_model` gives the classes' probabilities of uint8 images."""
     import mlflow
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
+    from vgg_ddp.served import ServedModel
+
     images = TensorSpec(np.dtype(np.uint8), (-1, image_size, image_size, 3))
     probabilities = TensorSpec(np.dtype(np.float32), (-1, -1))
-    mlflow.set_tracking_uri(uri)
     with warnings.catch_warnings(), mlflow.start_run(run_id=run_id, log_system_metrics=False):
-        # MLflow would rather read the signature from type hints of its own.
+        # MLflow would like to have example images, too.
         warnings.simplefilter("ignore", UserWarning)
-        from vgg_ddp.served import ServedModel
-
         mlflow.pyfunc.log_model(
             name="model",
             python_model=ServedModel(),

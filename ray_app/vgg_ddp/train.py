@@ -18,9 +18,10 @@ from vgg_ddp.data import Dataset
 from vgg_ddp.failures import is_consequence
 from vgg_ddp.hangs import explain, find_hung_ranks, is_timeout
 from vgg_ddp.hardware import choose_precision
+from vgg_ddp.job import Job, Outcome, Ranks
 from vgg_ddp.report import write_config, write_metrics, write_model
 from vgg_ddp.storage import Folder
-from vgg_ddp.worker import Job, Outcome, Ranks, Worker
+from vgg_ddp.worker import Worker
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
     """Train on this worker, together with the others, until the last epoch or a common decision to stop."""
     job = settings["job"]
     phases = job.phases | {"workers started": time.time()}
-    if not job.is_local:
+    if not (job.is_local or job.config.verbose):
         # Ray Train's own print also logs what it prints, to the root logger, and the driver would show it twice.
         logging.getLogger().setLevel(logging.WARNING)
     if job.is_local and dist.is_initialized():

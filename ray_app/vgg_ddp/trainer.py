@@ -10,9 +10,9 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from vgg_ddp.failures import FailureReporter
+from vgg_ddp.job import Job
 from vgg_ddp.storage import Folder
 from vgg_ddp.train import train_loop
-from vgg_ddp.worker import Job
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def build_trainer(job: Job, run: Folder, resources_per_worker: dict[str, float])
                 # Ray's default restarts a controller that fails for ever.
                 controller_failure_limit=CONTROLLER_FAILURES,
             ),
-            logging_config=LoggingConfig(log_level="WARNING"),
+            logging_config=LoggingConfig(log_level="INFO" if config.verbose else "WARNING"),
             callbacks=[FailureReporter(config.max_failures)],
         ),
     )

@@ -1,24 +1,19 @@
 """One rank of a run: its part of each step, each evaluation and each checkpoint."""
 
-import posixpath
 import time
 import warnings
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-import ray
 import ray.train
 import torch
 from torch import Tensor
 
 from vgg_ddp import checkpoint
 from vgg_ddp.batches import EpochPlan, augment, normalize, plan_epoch, rank_range
-from vgg_ddp.config import TrainConfig
 from vgg_ddp.control import Control, Decision
 from vgg_ddp.data import Dataset, Split
 from vgg_ddp.fast_vgg import FastVGG11, build_fast_model
-from vgg_ddp.gauges import Gauges
+from vgg_ddp.job import Job, Outcome, Ranks
 from vgg_ddp.metrics import Sums
 from vgg_ddp.model import VGG11, build_model
 from vgg_ddp.optim import build_optimizers, schedule
@@ -26,56 +21,11 @@ from vgg_ddp.replica import DTYPES, Replica
 from vgg_ddp.report import Row, write_metrics, write_startup
 from vgg_ddp.saving import Saver
 from vgg_ddp.storage import Folder
+from vgg_ddp.telemetry import Telemetry
+from vgg_ddp.tensorboard import write_events
 
 EVALUATION_BATCH = 500
 WHITENING_IMAGES = 1000
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the driver hands to every worker.
-
-    Attributes:
-        dataset: the decoded images, or a reference to them in Ray's object store.
-        run: the run folder; None in a process of torchrun's that is not rank 0, which then asks rank 0.
-        use_gpu: whether each worker has a GPU of its own.
-        is_local: whether Ray's local mode runs the loop, in the driver's process.
-        phases: when each phase of starting up was over so far, in seconds since 1970.
-        batch_norm: False only in tests, for a model whose gradients do not depend on how a batch is split.
-        stop_requested: whether this run has been asked to save and stop.
-    """
-
-    config: TrainConfig
-    dataset: "Dataset | ray.ObjectRef[Dataset]"
-    run: Folder | None
-    use_gpu: bool
-    is_local: bool
-    phases: dict[str, float] = field(default_factory=dict)
-    batch_norm: bool = True
-    stop_requested: Callable[[], bool] | None = None
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that train together."""
-
-    rank: int
-    world_size: int
-    local_world_size: int
-
-    @property
-    def on_one_machine(self) -> bool:
-        """Whether there are several of them, all on this machine."""
-        return 1 < self.world_size == self.local_world_size
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How the training loop ended, the same on every rank."""
-
-    kind: Literal["finished", "stopped", "diverged", "refused", "unsaved"]
-    message: str = ""
-    step: int = 0
 
 
 @dataclass
@@ -121,7 +71,11 @@ class Worker:
         # Under Ray one look is enough; under torchrun a signal may reach any of the processes.
         stop_requested = job.stop_requested if rank == 0 or job.is_local else None
         self.control = Control(
-            device, config.checkpoint_every_seconds, stop_requested, lambda: self.saver.failure is not None
+            device,
+            config.checkpoint_every_seconds,
+            stop_requested,
+            lambda: self.saver.failure is not None,
+            job.live_seconds if rank == 0 else None,
         )
         self.replica = Replica(
             self._build_model(len(dataset.class_names), job.batch_norm),
@@ -136,7 +90,7 @@ class Worker:
         settling_batch = len(rank_range(config.batch_size, rank, world_size)) if config.compile else 2
         self.replica.settle_reducer(settling_batch, config.image_size)
         self.phases: dict[str, float] = {}
-        self.gauges = Gauges(posixpath.basename(run.path)) if rank == 0 and not job.is_local else None
+        self.telemetry = Telemetry(run, self.saver, rank, device, self.replica.module, not job.is_local, config.profile)
 
     def _build_model(self, num_classes: int, batch_norm: bool) -> VGG11 | FastVGG11:
         config = self.config
@@ -171,6 +125,7 @@ class Worker:
         state |= {"replica": self.replica.state(), "sums": self.sums.total(), "fingerprint": self.fingerprint}
         self.saver.save(state)
         self.control.mark_saved()
+        self.telemetry.mark("checkpoint")
 
     def train_epoch(self) -> Outcome | None:
         """Train to the end of the epoch, evaluate, note its metrics and save; an outcome if the run ends before."""
@@ -183,21 +138,29 @@ class Worker:
         started = time.monotonic() - progress.seconds
         decision = Decision()
         while progress.step < end_step:
+            # The last step before a decision stands for those since the one before.
+            decides = (progress.step + 1) % self.control.steps_between_decisions == 0 or progress.step + 1 == end_step
+            self.telemetry.start_step(measured=decides)
             self._train_step(plan, progress.step - epoch * self.steps_per_epoch)
             progress.seconds = time.monotonic() - started
             if self.phases:
                 self._note_first_step()
-            if progress.step % self.control.steps_between_decisions and progress.step < end_step:
+            if not decides:
                 continue
             decision = self.control.decide()
-            self._show({"step": progress.step, "workers": self.world_size})
+            self.telemetry.mark("communication")
+            self.telemetry.show({"step": progress.step, "workers": self.world_size})
+            if decision.show:
+                self._write_live()
             if decision.bad_step is not None:
+                self.telemetry.show({"diverged": 1.0})
                 return Outcome("diverged", self._describe_divergence(decision.bad_step), decision.bad_step)
             if decision.give_up:
                 return Outcome("unsaved", self.saver.failure or "", progress.step)
             save = decision.save and progress.step < end_step
             if decision.stop or save or (decision.check_preemption and self._is_being_preempted()):
                 self.save()
+            self.telemetry.show_rank()
             if decision.stop:
                 return Outcome("stopped", step=progress.step)
         self._finish_epoch(epoch, started)
@@ -212,12 +175,16 @@ class Worker:
         index = plan.order[start + mine.start : start + mine.stop]
         images = normalize(augment(self.train_images, index, plan), self.mean, self.std, replica.dtype)
         labels = self.train_labels[index]
+        self.telemetry.mark("data")
         loss_sum, logits = replica.loss(replica.ddp, images, labels, self.recipe.label_smoothing)
         # DDP averages over the ranks: scaled so, the average is the gradient of the global batch's mean loss.
         (loss_sum * (self.world_size / config.batch_size)).backward()
+        self.telemetry.mark("communication")
         replica.optimizers.step(self._part_of_peak_lr(self.progress.step))
         self.sums.add(loss_sum, logits, labels)
         self.control.watch(self.progress.step, loss_sum)
+        self.telemetry.mark("compute")
+        self.telemetry.end_step()
         self.progress.step += 1
 
     def _part_of_peak_lr(self, step: int) -> float:
@@ -250,13 +217,15 @@ class Worker:
                 "lr": self.recipe.lr * self._part_of_peak_lr(progress.step - 1),
                 "images_per_second": train_count / progress.seconds,
                 "seconds": progress.seconds,
+                "time": time.time(),
             }
         )
-        self._show(progress.rows[-1])
+        self.telemetry.show(progress.rows[-1])
         progress.seconds = 0.0
         self.sums = Sums(self.device)
         if self.rank == 0:
             self.saver.note(lambda: write_metrics(self.run, progress.rows))
+            self.saver.note(lambda: write_events(self.run, progress.rows))
 
     @torch.no_grad()
     def evaluate(self) -> Sums:
@@ -273,9 +242,13 @@ class Worker:
         replica.module.train()
         return sums
 
-    def _show(self, values: Mapping[str, float]) -> None:
-        if self.gauges:
-            self.gauges.set(values)
+    def _write_live(self) -> None:
+        """Let rank 0 write down how far the run is. A collective and a device-to-host sync."""
+        loss, _, count = self.sums.total()
+        step, per_epoch = self.progress.step, self.steps_per_epoch
+        position = {"step": step, "steps_per_epoch": per_epoch, "loss": loss / count}
+        if self.rank == 0:
+            self.telemetry.write_live(step * self.config.batch_size, position)
 
     def _is_being_preempted(self) -> bool:
         """Whether a node is about to go for which no checkpoint was saved yet. A collective."""

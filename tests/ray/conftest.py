@@ -12,10 +12,10 @@ import ray
 from vgg_ddp import cluster, ray_environment
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Dataset, find_source, load_dataset
+from vgg_ddp.job import Job, Outcome
 from vgg_ddp.report import Row, read_metrics
 from vgg_ddp.storage import Folder
 from vgg_ddp.trainer import build_trainer
-from vgg_ddp.worker import Job, Outcome
 
 Train = Callable[..., tuple[Outcome, list[Row]]]
 

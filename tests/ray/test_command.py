@@ -1,5 +1,6 @@
 """The command, as a person runs it."""
 
+import gzip
 import json
 import os
 import re
@@ -12,10 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from command import MAIN, MARK, PREDICT, open_to_the_network, processes_marked, run_main, wait_until
+from command import (
+    MAIN,
+    MARK,
+    PREDICT,
+    main_command,
+    open_to_the_network,
+    processes_marked,
+    run_main,
+    run_on_terminal,
+    wait_until,
+)
 
 FLAGS = ("--batch-size", 24, "--precision", "fp32", "--lr", 0.02)
-RUN_FILES = ["config.json", "curves.png", "metrics.csv", "model.safetensors", "startup.json"]
+RUN_FILES = ["config.json", "curves.png", "events.out.tfevents", "metrics.csv", "model.safetensors", "startup.json"]
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +36,7 @@ def two_worker_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     cwd = tmp_path_factory.mktemp("two-workers")
     result = run_main("--num-workers", 2, "--data", tiny_data, "--epochs", 2, "--run-name", "ray", *FLAGS, cwd=cwd)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == ""
     return cwd / "runs" / "ray", result.stdout
 
 
@@ -42,6 +55,38 @@ def test_output_names_the_dashboard_the_folder_and_each_epoch(two_worker_run: tu
     assert re.search(r"first step \d+\.\d s after the command", output)
     assert [line.split()[1] for line in output.splitlines() if line.startswith("epoch")] == ["1/2", "2/2"]
     assert "test accuracy" in output
+
+
+def test_output_into_a_pipe_has_no_control_characters_and_a_line_for_each_thing(
+    two_worker_run: tuple[Path, str],
+) -> None:
+    _, output = two_worker_run
+    assert not CONTROL.search(output)
+    beginnings = [line.split()[0] for line in output.splitlines() if line]
+    assert beginnings[:7] == ["Data:", "Run:", "Dashboard:", "Workers:", "Started:", "epoch", "epoch"], output
+    assert beginnings[7] == "Finished"
+
+
+@pytest.mark.slow
+def test_terminal_shows_a_live_bar_of_what_the_workers_do(tiny_data: Path, tmp_path: Path) -> None:
+    flags = ("--data", tiny_data, "--epochs", 3, "--run-name", "shown", "--profile", "--verbose", *FLAGS)
+    code, written = run_on_terminal(main_command("--num-workers", 2, *flags), tmp_path, RAY_COLOR_PREFIX="0")
+    assert code == 0, written
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written)
+    bars = re.findall(r"epoch (\d)/3 ━\S* step (\d+)/30  ([\d,]+) images/s  loss (\d+\.\d+)  ETA 0:0\d:\d\d", plain)
+    assert bars, plain
+    steps = [int(step) for _, step, _, _ in bars]
+    assert steps == sorted(steps) and len(set(steps)) > 2
+    assert len([line for line in plain.splitlines() if re.match(r"epoch \d/3  loss", line)]) == 3
+    # The cursor is back.
+    assert written.rfind("\x1b[?25h") > written.rfind("\x1b[?25l")
+    # What --verbose adds, of Ray Train's and of Ray's.
+    assert "Started training worker group" in plain and "Started a local Ray instance" in plain
+    assert "its 10 dearest operators" in plain and "convolution_backward" in plain
+    run = tmp_path / "runs" / "shown"
+    names = sorted(path.name for path in run.iterdir() if not path.name.startswith((".", "checkpoint")))
+    assert names == sorted([*RUN_FILES, "profile.txt", "trace.json.gz"])
+    assert json.loads(gzip.decompress((run / "trace.json.gz").read_bytes()))["traceEvents"]
 
 
 def test_predict_gives_the_accuracy_that_training_ended_with(two_worker_run: tuple[Path, str], tiny_data: Path) -> None:

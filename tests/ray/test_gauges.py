@@ -22,8 +22,8 @@ import ray
 
 from command import ROOT, free_port, wait_until
 from vgg_ddp.gauges import GAUGES
+from vgg_ddp.job import Outcome
 from vgg_ddp.report import Row
-from vgg_ddp.worker import Outcome
 
 pytestmark = pytest.mark.slow
 OBSERVABILITY = ROOT / "cluster" / "observability"
@@ -69,7 +69,7 @@ def prometheus(folder: Path) -> Iterator[Callable[..., Any]]:
 
 
 def scrape(run_name: str) -> dict[str, float]:
-    """The values of a run's gauges, as Prometheus would read them."""
+    """The values of the gauges of a whole run, as Prometheus would read them."""
     (node,) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(url, timeout=10) as response:
@@ -77,7 +77,7 @@ def scrape(run_name: str) -> dict[str, float]:
     found = {}
     for line in lines:
         match = re.match(r"ray_vgg_(\w+)\{(.*)\} (\S+)$", line)
-        if match and f'run="{run_name}"' in match[2].lower():
+        if match and f'run="{run_name}"' in match[2].lower() and "rank=" not in match[2]:
             found[match[1]] = float(match[3])
     return found
 
@@ -89,7 +89,8 @@ def watched(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     start = time.time()
     with prometheus(tmp_path_factory.mktemp("prometheus")) as ask:
         results: list[tuple[Outcome, list[Row]]] = []
-        settings = {"epochs": 4, "lr": 0.01, "run_name": "watched"}
+        # More than one checkpoint, and all steps of an epoch in less than a second.
+        settings = {"epochs": 4, "lr": 0.01, "run_name": "watched", "checkpoint_every_seconds": 1.0}
         training = threading.Thread(target=lambda: results.append(train(2, **settings)))
         training.start()
         seen: list[dict[str, float]] = []
@@ -131,7 +132,7 @@ def test_every_panel_of_the_dashboard_has_something_to_show(watched: Watched) ->
         if not watched.ask("query_range", query=query, start=watched.start, end=end, step=1)["result"]
     ]
     # There is no GPU here.
-    assert empty == ["GPUs", "GPU memory"]
+    assert empty == ["Memory of each rank", "GPUs", "GPU memory"]
 
 
 def test_prometheus_reads_all_nodes_and_understands_all_alerts(watched: Watched) -> None:
@@ -140,6 +141,36 @@ def test_prometheus_reads_all_nodes_and_understands_all_alerts(watched: Watched)
     wait_until(lambda: all(rule["health"] != "unknown" for rule in rules(watched)), seconds=20)
     assert {rule["health"] for rule in rules(watched)} == {"ok"}
     assert not [rule["name"] for rule in rules(watched) if rule["state"] != "inactive"]
+
+
+def test_time_of_every_step_of_every_rank_is_split(watched: Watched) -> None:
+    def last(name: str) -> dict[tuple[str, str], float]:
+        query = f'last_over_time(ray_vgg_{name}{{run="watched"}}[10m])'
+        series = watched.ask("query", query=query)["result"]
+        return {(each["metric"]["rank"], each["metric"]["phase"]): float(each["value"][1]) for each in series}
+
+    counts, sums = last("step_seconds_count"), last("phase_seconds_total")
+    phases = ("data", "compute", "communication", "checkpoint")
+    # Workers send what they still have when they end.
+    assert counts == {(rank, phase): watched.rows[-1]["step"] for rank in "01" for phase in phases}
+    training = sum(row["seconds"] for row in watched.rows)
+    for rank in "01":
+        seconds = {phase: sums[rank, phase] for phase in phases}
+        assert sum(seconds.values()) == pytest.approx(training, rel=0.2), seconds
+        assert seconds["compute"] > seconds["data"] > 0 and seconds["communication"] > 0
+        assert seconds["checkpoint"] > 0
+        memory = watched.ask("query", query=f'last_over_time(ray_vgg_memory_bytes{{rank="{rank}"}}[10m])')["result"]
+        assert 2**27 < float(memory[0]["value"][1]) < 2**31
+
+
+def test_loss_that_is_not_finite_raises_the_alert(watched: Watched, train: Train) -> None:
+    outcome, _ = train(2, epochs=3, lr=1e30, run_name="wild")
+    assert outcome.kind == "diverged"
+    wait_until(lambda: [alert["labels"]["run"] for alert in fired(watched, "LossNotFinite")] == ["wild"], seconds=90)
+
+
+def fired(watched: Watched, name: str) -> list[dict[str, Any]]:
+    return [alert for alert in watched.ask("alerts")["alerts"] if alert["labels"]["alertname"] == name]
 
 
 def rules(watched: Watched) -> list[dict[str, Any]]:

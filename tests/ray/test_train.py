@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
+from vgg_ddp.job import Outcome
 from vgg_ddp.report import Row
-from vgg_ddp.worker import Outcome
 
 Train = Callable[..., tuple[Outcome, list[Row]]]
 SETTINGS = {"batch_norm": False, "epochs": 2, "lr": 0.01}

@@ -34,6 +34,7 @@ def runs(tmp_path: Path) -> Path:
                 "lr": 0.1,
                 "images_per_second": [50.0, 100.0, 200.0][epoch],
                 "seconds": [100.0, 50.0, 25.0][epoch],
+                "time": 1000.0 + epoch,
             }
             for epoch in range(count)
         ]

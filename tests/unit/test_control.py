@@ -118,3 +118,17 @@ def test_each_preemption_is_new_once() -> None:
 @pytest.mark.usefixtures("clock")
 def test_storage_that_cannot_be_written_ends_the_run() -> None:
     assert Control(CPU, 300.0, None, lambda: True).decide() == Decision(give_up=True)
+
+
+def test_progress_is_shown_as_often_as_asked_for(clock: Clock) -> None:
+    control = Control(CPU, 300.0, None, never, live_seconds=2.0)
+    assert not control.decide().show
+    clock.now += 2.0
+    assert control.decide().show
+    assert not control.decide().show
+
+
+def test_progress_is_not_shown_unasked(clock: Clock) -> None:
+    control = Control(CPU, 1e9, None, never)
+    clock.now += 1e8
+    assert not control.decide().show

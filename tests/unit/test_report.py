@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from vgg_ddp import report
-from vgg_ddp.report import COLUMNS, Follower, Row
+from vgg_ddp.report import COLUMNS, Row
 from vgg_ddp.storage import Folder
 
 MakeRows = Callable[[int], list[Row]]
@@ -62,6 +61,19 @@ def test_startup_round_trips(run: Folder) -> None:
     assert report.read_startup(run) == {}
     report.write_startup(run, {"command": 1.5, "first step": 9.25})
     assert report.read_startup(run) == {"command": 1.5, "first step": 9.25}
+
+
+def test_time_of_an_epoch_is_kept_to_the_millisecond(run: Folder, make_rows: MakeRows) -> None:
+    rows = make_rows(1)
+    rows[0]["time"] = 1795642901.864
+    report.write_metrics(run, rows)
+    assert report.read_metrics(run)[0]["time"] == 1795642901.864
+
+
+def test_progress_round_trips(run: Folder) -> None:
+    assert report.read_progress(run) == {}
+    report.write_progress(run, {"step": 3, "loss": 2.5})
+    assert report.read_progress(run) == {"step": 3, "loss": 2.5}
 
 
 @pytest.mark.parametrize("epochs", [1, 30])
@@ -117,49 +129,3 @@ def test_summary_holds_best_and_last_epoch(make_rows: MakeRows) -> None:
     # 300 + 300 + 400 images in 6 s.
     assert "167" in summary
     assert "6.0 s" in summary
-
-
-def wait_for_lines(capsys: pytest.CaptureFixture[str], count: int) -> list[str]:
-    """What is printed until there are so many lines, or 10 s are over."""
-    printed, deadline = "", time.monotonic() + 10
-    while printed.count("\n") < count and time.monotonic() < deadline:
-        time.sleep(0.02)
-        printed += capsys.readouterr().out
-    return printed.splitlines()
-
-
-def test_follower_prints_each_row_once(run: Folder, make_rows: MakeRows, capsys: pytest.CaptureFixture[str]) -> None:
-    with Follower(run, 3, time.time()):
-        report.write_metrics(run, make_rows(1))
-        lines = wait_for_lines(capsys, 1)
-        report.write_metrics(run, make_rows(3))
-    lines += capsys.readouterr().out.splitlines()
-    assert lines == [report.format_row(row, 3) for row in make_rows(3)]
-
-
-def test_follower_prints_epochs_again_that_a_restart_took_back(
-    run: Folder, make_rows: MakeRows, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report.write_metrics(run, make_rows(2))
-    with Follower(run, 3, time.time()):
-        wait_for_lines(capsys, 2)
-        report.write_metrics(run, make_rows(1))
-        time.sleep(0.7)
-        report.write_metrics(run, make_rows(2))
-    assert capsys.readouterr().out.splitlines() == [report.format_row(make_rows(2)[1], 3)]
-
-
-def test_follower_tells_when_the_first_step_was_done(run: Folder, capsys: pytest.CaptureFixture[str]) -> None:
-    report.write_startup(run, {"first step": 107.5})
-    with Follower(run, 3, 100.0):
-        pass
-    assert capsys.readouterr().out == "Started:   first step 7.5 s after the command\n"
-
-
-def test_follower_is_silent_about_the_start_of_an_earlier_command(
-    run: Folder, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report.write_startup(run, {"first step": 99.0})
-    with Follower(run, 3, 100.0):
-        pass
-    assert capsys.readouterr().out == ""

@@ -1,5 +1,7 @@
 """Checkpoints that are written while training goes on."""
 
+import threading
+
 import pytest
 import torch
 
@@ -76,3 +78,33 @@ def test_note_that_cannot_be_written_is_no_failure(run: Folder) -> None:
 
 def test_waiting_without_a_checkpoint_is_no_error(run: Folder) -> None:
     Saver(run, rank=0).wait()
+
+
+def test_passing_note_waits_for_nothing_and_its_failure_is_nobodys_business(
+    run: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    saver = Saver(run, rank=0)
+    started, go_on = threading.Event(), threading.Event()
+    written = []
+
+    def write_slowly() -> None:
+        started.set()
+        go_on.wait(10)
+        written.append("slow")
+
+    saver.note_meanwhile(write_slowly)
+    assert started.wait(10)
+    # The one before is not over: this one is left out.
+    saver.note_meanwhile(lambda: written.append("left out"))
+    go_on.set()
+    saver.save(make_state(1, torch.zeros(3)))
+    saver.wait()
+
+    def fail() -> None:
+        raise OSError("no space")
+
+    saver.note_meanwhile(fail)
+    saver.save(make_state(2, torch.zeros(3)))
+    saver.wait()
+    assert written == ["slow"]
+    assert saver.failure is None and not caplog.records

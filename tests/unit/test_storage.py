@@ -136,3 +136,14 @@ def test_file_uri_is_the_local_folder(folder: Folder, tmp_path: Path) -> None:
 def test_unknown_scheme_is_a_value_error() -> None:
     with pytest.raises(ValueError, match=re.escape("nosuch://")):
         Folder.at("nosuch://bucket/runs")
+
+
+def test_overwritten_file_is_followed_by_a_reader_that_keeps_it_open(tmp_path: Path) -> None:
+    folder = Folder.at(str(tmp_path / "new"))
+    folder.overwrite("file", b"one")
+    with (tmp_path / "new" / "file").open("rb", buffering=0) as reader:
+        assert reader.read() == b"one"
+        folder.overwrite("file", b"one two")
+        assert reader.read() == b" two"
+    folder.overwrite("file", b"on")
+    assert folder.read("file") == b"on"

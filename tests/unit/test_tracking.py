@@ -1,15 +1,21 @@
 """What MLflow holds of a run, against its run folder."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from command import free_port
+from command import free_port, wait_until
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError
 from vgg_ddp.report import Row, write_curves, write_metrics
@@ -26,11 +32,11 @@ def a_run(run: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return Run(TrainConfig(epochs=3, mlflow="local"), "run", run, exists=False)
 
 
-def history(store: Path) -> dict[str, dict[int, list[float]]]:
+def history(uri: str) -> dict[str, dict[int, list[float]]]:
     """Values of each metric of the only run in a store, by step; and check that it is the only one."""
     from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{store}")
+    client = MlflowClient(uri)
     (experiment,) = [found for found in client.search_experiments() if found.name == "vgg11-ddp"]
     (record,) = client.search_runs([experiment.experiment_id])
     values: dict[str, dict[int, list[float]]] = {}
@@ -38,6 +44,90 @@ def history(store: Path) -> dict[str, dict[int, list[float]]]:
         for metric in client.get_metric_history(record.info.run_id, name):
             values.setdefault(name, {}).setdefault(metric.step, []).append(metric.value)
     return values
+
+
+def by_epoch(rows: list[Row]) -> dict[str, dict[int, list[float]]]:
+    return {name: {int(row["epoch"]): [row[name]] for row in rows} for name in rows[0]}
+
+
+@contextmanager
+def mlflow_server(folder: Path, *options: str) -> Iterator[str]:
+    """MLflow's own tracking server; gives its URL."""
+    port = free_port()
+    command = [
+        Path(sys.executable).with_name("mlflow"),
+        "server",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/store.db",
+    ]
+    command += ["--port", str(port), "--workers", "1", *options]
+    url = f"http://127.0.0.1:{port}"
+
+    def is_up() -> bool:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_until(is_up, seconds=120)
+        yield url
+    finally:
+        # The server's own workers would outlive it.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def assert_holds_the_run(server: str, location: str, run: Folder, make_rows: MakeRows, model_folder: Path) -> None:
+    """Record a run at a location, and look for it at the server that is there."""
+    from mlflow.tracking import MlflowClient
+
+    with recorded(Run(TrainConfig(epochs=2, mlflow=location), "run", run, exists=False)):
+        rows = make_rows(2)
+        write_metrics(run, rows)
+        shutil.copy(model_folder / "model.safetensors", run.path)
+    assert history(server) == by_epoch(rows)
+    client = MlflowClient(server)
+    experiment = client.get_experiment_by_name("vgg11-ddp")
+    assert experiment
+    (record,) = client.search_runs([experiment.experiment_id])
+    assert record.info.status == "FINISHED"
+    assert record.data.params["mlflow"] == location
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    assert model.source_run_id == record.info.run_id
+
+
+@pytest.mark.slow
+def test_server_holds_what_the_run_folder_holds(
+    run: Folder, make_rows: MakeRows, model_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with mlflow_server(tmp_path, "--artifacts-destination", str(tmp_path / "artifacts")) as server:
+        assert_holds_the_run(server, server, run, make_rows, model_folder)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_sagemakers_server_holds_what_the_run_folder_holds(
+    run: Folder,
+    make_rows: MakeRows,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    # Like SageMaker's, this one leaves the files to the client.
+    options = ("--no-serve-artifacts", "--default-artifact-root", str(tmp_path / "artifacts"))
+    with mlflow_server(tmp_path, *options) as server:
+        # The plugin signs its requests as for AWS, and sends them here.
+        monkeypatch.setenv("SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT", server)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        arn = "arn:aws:sagemaker:us-west-2:123456789012:mlflow-tracking-server/mine"
+        assert_holds_the_run(server, arn, run, make_rows, model_folder)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.slow
@@ -48,6 +138,7 @@ def test_store_holds_what_the_run_folder_holds(
     tmp_path: Path,
     random_pixels: npt.NDArray[np.uint8],
     expected_probabilities: npt.NDArray[np.float64],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     import mlflow
 
@@ -59,8 +150,9 @@ def test_store_holds_what_the_run_folder_holds(
         write_metrics(a_run.folder, rows)
         write_curves(a_run.folder, rows, "run")
         shutil.copy(model_folder / "model.safetensors", a_run.folder.path)
-    expected = {name: {int(row["epoch"]): [row[name]] for row in rows} for name in rows[0]}
-    assert history(tmp_path / "mlflow.db") == expected
+    assert history(f"sqlite:///{tmp_path}/mlflow.db") == by_epoch(rows)
+    # MLflow likes to talk.
+    assert capfd.readouterr() == ("", "")
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     (record,) = mlflow.search_runs(experiment_names=["vgg11-ddp"], output_format="list")
     assert record.info.status == "FINISHED"

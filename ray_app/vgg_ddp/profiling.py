@@ -1,0 +1,64 @@
+"""A profile of a few steps: the trace for a viewer, and a table of the dearest operators."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from vgg_ddp.report import PROFILE_FILE, TRACE_FILE
+from vgg_ddp.saving import Saver
+from vgg_ddp.storage import Folder
+
+# The first steps allocate memory, and the profiler's own first step is slow.
+SKIPPED_STEPS, WARMUP_STEPS, STEPS = 3, 1, 3
+OPERATORS = 10
+
+
+class StepProfiler:
+    """Profiles `STEPS` of a worker's first steps and writes what it found to the run folder."""
+
+    def __init__(self, run: Folder, saver: Saver, device: torch.device) -> None:
+        self._run, self._saver, self._device = run, saver, device
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+        self._profile = profile(
+            activities=activities,
+            schedule=schedule(wait=SKIPPED_STEPS, warmup=WARMUP_STEPS, active=STEPS, repeat=1),
+            on_trace_ready=self._write,
+        )
+        self._steps_left = SKIPPED_STEPS + WARMUP_STEPS + STEPS
+        self._profile.start()
+
+    def step(self) -> None:
+        """Count a step; after the last one of interest, write the files and do nothing any more."""
+        if self._steps_left:
+            self._steps_left -= 1
+            self._profile.step()
+            if not self._steps_left:
+                self._profile.stop()
+
+    def _write(self, result: profile) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            trace = Path(folder, TRACE_FILE)
+            result.export_chrome_trace(str(trace))
+            content = trace.read_bytes()
+        text = _format_table(result, on_gpu=self._device.type == "cuda")
+        self._saver.note(lambda: self._run.write(TRACE_FILE, content))
+        self._saver.note(lambda: self._run.write(PROFILE_FILE, text.encode()))
+
+
+def _format_table(result: profile, on_gpu: bool) -> str:
+    """The operators that took most time by themselves, a line each."""
+    name = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    operators = [operator for operator in result.key_averages() if not operator.key.startswith("ProfilerStep")]
+    operators.sort(key=lambda operator: -getattr(operator, name))
+    whole = sum(getattr(operator, name) for operator in operators)
+    lines = [
+        f"Profile of rank 0: {STEPS} steps, {whole / STEPS / 1000:,.1f} ms each; its {OPERATORS} dearest operators"
+    ]
+    lines.append(f"  {'ms a step':>9}  {'share':>5}  {'calls':>5}  operator")
+    for operator in operators[:OPERATORS]:
+        microseconds = getattr(operator, name)
+        share, calls = microseconds / whole, operator.count / STEPS
+        lines.append(f"  {microseconds / STEPS / 1000:9,.2f}  {share:5.1%}  {calls:5,.0f}  {operator.key}")
+    return "\n".join([*lines, f"The whole trace, for ui.perfetto.dev or chrome://tracing: {TRACE_FILE}"])

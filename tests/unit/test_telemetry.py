@@ -1,0 +1,50 @@
+"""What a rank says of itself."""
+
+import numpy as np
+import psutil
+import torch
+from torch import nn
+
+from command import wait_until
+from vgg_ddp.profiling import SKIPPED_STEPS, STEPS, WARMUP_STEPS, StepProfiler
+from vgg_ddp.report import PROFILE_FILE, TRACE_FILE, read_progress
+from vgg_ddp.saving import Saver
+from vgg_ddp.storage import Folder
+from vgg_ddp.telemetry import Telemetry, own_memory_bytes
+
+CPU = torch.device("cpu")
+
+
+def test_own_memory_grows_by_what_is_allocated() -> None:
+    before = own_memory_bytes()
+    block = np.ones(2**24, dtype=np.float64)
+    grown = own_memory_bytes() - before
+    assert 0.9 * block.nbytes < grown < 1.2 * block.nbytes
+    assert own_memory_bytes() <= psutil.Process().memory_info().rss
+
+
+def test_live_progress_tells_the_speed_since_it_was_written_last(run: Folder) -> None:
+    saver = Saver(run, rank=0)
+    telemetry = Telemetry(run, saver, 0, CPU, nn.Linear(2, 2), under_ray=False, profiled=False)
+    for images in (500, 1000):
+        telemetry.write_live(images, {"step": images, "steps_per_epoch": 10, "loss": 2.5})
+        wait_until(lambda: read_progress(run).get("step") == images, seconds=10)  # noqa: B023 - called at once
+    progress = read_progress(run)
+    assert (progress["step"], progress["loss"]) == (1000, 2.5)
+    # 500 images within less than half a second.
+    assert progress["images_per_second"] > 1000
+
+
+def test_profile_covers_a_few_steps_and_names_what_took_the_time(run: Folder) -> None:
+    profiler = StepProfiler(run, Saver(run, rank=0), CPU)
+    matrix = torch.ones(400, 400)
+    for _ in range(SKIPPED_STEPS + WARMUP_STEPS + STEPS):
+        assert not run.exists(PROFILE_FILE)
+        matrix @ matrix
+        profiler.step()
+    # Further steps change nothing.
+    profiler.step()
+    table = run.read(PROFILE_FILE).decode().splitlines()
+    assert "aten::mm" in table[2] and table[2].split()[2] == "1"
+    assert table[-1].endswith(TRACE_FILE)
+    assert run.exists(TRACE_FILE)
