@@ -8,14 +8,16 @@ PACKAGE = Path(__file__).resolve().parent
 LOCAL = "local"
 
 DEFAULTS = {
-    # torch's profiler would print what it starts and stops, and that it looked for a GPU in vain.
-    "KINETO_LOG_LEVEL": "99",
     # How soon the controller sees that a worker is dead, or that all have finished: every 2 s by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
     # A node that is about to go leaves little time for a checkpoint: by default 5 s pass before the workers hear of it.
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
+    # The dashboard of a cluster that stays can tell of its runs: /api/train/v2/runs/v1.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
 }
 LOCAL_DEFAULTS = {
+    # An actor more to start, whose memory would end with the run.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     # torch's profiler would print what it starts and stops, and that it looked for a GPU in vain.
     "KINETO_LOG_LEVEL": "99",
     # Ray's way to keep to loopback, which it takes by itself on macOS; else its processes listen on all interfaces.
