@@ -20,12 +20,24 @@ class Trained:
 
     Attributes:
         rows: of metrics.csv, one for each epoch.
-        peak_memory_bytes: the most that a worker of Ray's had in use, if it was watched; what several share counts in
-            parts (PSS).
+        memory: when it was looked at, in seconds since 1970, and how many bytes the worker of Ray's that used most had
+            in use; what several share counts in parts (PSS). Nothing if it was not watched.
     """
 
     rows: list[dict[str, float]]
-    peak_memory_bytes: int
+    memory: list[tuple[float, int]]
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        return max((used for _, used in self.memory), default=0)
+
+    def peaks_by_epoch(self) -> list[int]:
+        """The most memory in use in each epoch, from the end of the one before to its own."""
+        ends = [row["time"] for row in self.rows]
+        return [
+            max((used for moment, used in self.memory if start < moment <= end), default=0)
+            for start, end in zip([ends[0] - self.rows[0]["seconds"], *ends], ends, strict=False)
+        ]
 
 
 def train(*flags: object, processes: int = 0, watch_memory: bool = False) -> Trained:
@@ -42,32 +54,32 @@ def train(*flags: object, processes: int = 0, watch_memory: bool = False) -> Tra
         command = [*launcher, ROOT / "ray_app" / "main.py", *flags, "--storage-path", folder, "--run-name", "run"]
         log = Path(folder, "log")
         with log.open("w") as output, subprocess.Popen(list(map(str, command)), stdout=output, stderr=output) as run:
-            peak = _wait(run, watch_memory)
+            memory = _wait(run, watch_memory)
         if run.returncode:
             raise SystemExit(f"main.py failed: {log.read_text()[-2000:]}")
         with Path(folder, "run", "metrics.csv").open() as file:
             rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    return Trained(rows, peak)
+    return Trained(rows, memory)
 
 
-def _wait(run: subprocess.Popen[bytes], watch_memory: bool) -> int:
-    """Wait for the end of a run; gives the most memory that one of its workers had in use, in bytes, if watched."""
+def _wait(run: subprocess.Popen[bytes], watch_memory: bool) -> list[tuple[float, int]]:
+    """Wait for the end of a run; what its largest worker had in use meanwhile, if it is to be watched."""
     deadline = time.monotonic() + LIMIT_SECONDS
-    peak = 0
+    memory = []
     while run.poll() is None and time.monotonic() < deadline:
         if watch_memory:
-            peak = max(peak, _largest_worker(run.pid))
+            memory.append((time.time(), _largest_worker()))
         time.sleep(2)
     run.kill()
-    return peak
+    return memory
 
 
-def _largest_worker(pid: int) -> int:
-    """Memory in bytes of the worker below a process that uses most."""
+def _largest_worker() -> int:
+    """Memory in bytes of the worker on this machine that uses most."""
     largest = 0
-    for process in psutil.Process(pid).children(recursive=True):
+    for process in psutil.process_iter(["name"]):
         try:
-            if process.name().startswith("ray::RayTrain"):
+            if (process.info["name"] or "").startswith("ray::RayTrain"):
                 largest = max(largest, process.memory_full_info().pss)
         except psutil.NoSuchProcess:
             continue

@@ -114,8 +114,11 @@ def place_workers(config: TrainConfig, cluster_file: Path = CLUSTER_FILE) -> Pla
             f"--device {config.device}: Ray sees no CPUs to train on; wait until the cluster's machines are up "
             "(ray status)."
         )
+    # What decodes images while training goes on needs CPUs, too.
+    for_workers = cpus / 2 if config.ingest == "stream" else cpus
     # Ray keeps four decimals: round down, so that the parts fit into the whole.
-    cpu_share = 1.0 if cpus >= workers or config.min_workers else int(cpus / workers * 10_000) / 10_000
+    fraction = int(for_workers / workers * 10_000) / 10_000
+    cpu_share = 1.0 if for_workers >= workers or config.min_workers else fraction
     per_worker = {"CPU": cpu_share} | ({"GPU": 1.0} if use_gpu else {})
     return Placement(per_worker, use_gpu)
 

@@ -15,9 +15,11 @@ RECIPE_FIELDS = ("lr", "momentum", "weight_decay", "label_smoothing")
 # What decides the numbers that a run computes: a resumed run must not change them.
 TRAJECTORY_FIELDS = (
     "data",
+    "ingest",
     "image_size",
     "batch_size",
     "recipe",
+    "init_from",
     *RECIPE_FIELDS,
     "augment_shift",
     "seed",
@@ -44,6 +46,9 @@ class TrainConfig:
     """Images per optimizer step over all workers together (the global batch)."""
     recipe: Literal["classic", "fast"] = "classic"
     """classic: SGD. fast: Muon on the filters, a whitening first layer, and what else learns in few epochs."""
+    init_from: str | None = None
+    """Begin with the weights of a former run (its folder or .safetensors file), or of torchvision's vgg11_bn (a .pth
+    file); a path or URI. Where the classes differ, the last layer begins anew."""
     lr: float | None = None
     """Peak learning rate; it falls linearly to 0, with classic after a warm-up of a fifth of the run.
     Unset: 0.05 (classic), 0.1 (fast, of the filters)."""
@@ -67,6 +72,9 @@ class TrainConfig:
     URI (s3://...) with train*.parquet and test*.parquet (columns img or image, and label)."""
     data_dir: str = "data"
     """Folder where CIFAR-10 is looked for and downloaded to."""
+    ingest: Literal["auto", "memory", "stream"] = "auto"
+    """memory: decode all images first. stream: decode them while training goes on, with the cluster's CPUs.
+    auto: memory if they fit."""
     image_size: int = 32
     """Images are resized to this many pixels in height and width."""
 

@@ -21,7 +21,7 @@ class Decision:
 
     Attributes:
         stop: save, then end the run.
-        give_up: end the run, since its folder cannot be written.
+        give_up: end the run, since its folder cannot be written or an image cannot be read.
         save: a checkpoint is due.
         save_at_epoch_end: a checkpoint is due if this was the last step of an epoch.
         check_preemption: ask Ray whether a node is about to go.
@@ -46,13 +46,13 @@ class Control:
         device: torch.device,
         checkpoint_every_seconds: float,
         stop_requested: Callable[[], bool] | None,
-        storage_failed: Callable[[], bool],
+        failed: Callable[[], bool],
         live_seconds: float | None = None,
     ) -> None:
         self.steps_between_decisions = STEPS_BETWEEN_DECISIONS[device.type]
         self._checkpoint_every_seconds = checkpoint_every_seconds
         self._stop_requested = stop_requested
-        self._storage_failed = storage_failed
+        self._failed = failed
         self._preemption: tuple[object, ...] | None = None
         self._live_seconds = math.inf if live_seconds is None else live_seconds
         self._saved_at = self._checked_at = self._shown_at = time.monotonic()
@@ -80,7 +80,7 @@ class Control:
         unsaved_seconds = now - self._saved_at
         wishes = (
             self._stop_requested is not None and self._stop_requested(),
-            self._storage_failed(),
+            self._failed(),
             unsaved_seconds >= self._checkpoint_every_seconds,
             unsaved_seconds >= SECONDS_BETWEEN_EPOCH_END_CHECKPOINTS,
             now - self._checked_at >= SECONDS_BETWEEN_PREEMPTION_CHECKS,

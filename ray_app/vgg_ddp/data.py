@@ -55,11 +55,18 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def summary(self) -> str:
-        return (
-            f"{self.name}: {len(self.train):,} training and {len(self.test):,} test images, "
-            f"{len(self.class_names)} classes"
-        )
+    @property
+    def num_train(self) -> int:
+        return len(self.train)
+
+    @property
+    def num_test(self) -> int:
+        return len(self.test)
+
+    @property
+    def examples(self) -> npt.NDArray[np.uint8]:
+        """Training images from all over the split."""
+        return self.train.images
 
 
 @dataclass(frozen=True)
@@ -143,14 +150,7 @@ def load_dataset(source: Source, image_size: int) -> Dataset:
     """
     train, names = load_split(source, "train", image_size)
     test, _ = load_split(source, "test", image_size)
-    if names is None:
-        highest = int(train.labels.max())
-        if highest >= len(train):
-            raise UsageError(
-                f"label {highest} in {source.location} is out of range: with {len(train)} training images, "
-                "expected labels 0, 1, 2 and so on."
-            )
-        names = tuple(str(label) for label in range(highest + 1))
+    names = names or name_classes(int(train.labels.max()), len(train), source.location)
     for split_name, split in (("train", train), ("test", test)):
         bad = np.flatnonzero((split.labels < 0) | (split.labels >= len(names)))
         if len(bad):
@@ -158,8 +158,22 @@ def load_dataset(source: Source, image_size: int) -> Dataset:
                 f"label {split.labels[bad[0]]} of image {bad[0]} in the {split_name} split of {source.location} is "
                 f"out of range: expected 0 to {len(names) - 1}, the classes of the training split."
             )
-    mean, std = _channel_statistics(train.images)
+    mean, std = channel_statistics(train.images)
     return Dataset(source.name, train, test, names, mean, std)
+
+
+def name_classes(highest: int, num_images: int, location: str) -> tuple[str, ...]:
+    """Numbers as the names of classes that have none.
+
+    Raises:
+        UsageError: if the highest label is so high that the labels cannot be meant as 0, 1, 2 and so on.
+    """
+    if highest >= num_images:
+        raise UsageError(
+            f"label {highest} in {location} is out of range: with {num_images} training images, expected labels 0, 1, "
+            "2 and so on."
+        )
+    return tuple(str(label) for label in range(highest + 1))
 
 
 def load_split(source: Source, split: SplitName, image_size: int) -> tuple[Split, tuple[str, ...] | None]:
@@ -197,7 +211,7 @@ def _load_cifar10(source: Source, split: SplitName, image_size: int) -> tuple[Sp
     return Split(images, np.asarray(dataset.targets, dtype=np.int64)), CIFAR10_CLASSES
 
 
-def _channel_statistics(images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: npt.NDArray[np.uint8]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Exact mean and standard deviation of each channel, from histograms of its 256 values."""
     means, stds = [], []
     values = np.arange(256)

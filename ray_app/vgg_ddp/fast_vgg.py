@@ -63,6 +63,29 @@ class FastVGG11(nn.Module):
         return [layer for layer in self.features if isinstance(layer, Stage)]
 
     @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], with_head: bool) -> None:
+        """Take up the function of a plain VGG11: all of it, or all but the classifier, whose biases are left out.
+
+        ReLU and pools pass positive factors on: the scales of batch normalisation, which have to be positive, move to
+        the filters of the next layer.
+        """
+        plain = VGG11(len(tensors["classifier.weight"]) if with_head else 1)
+        plain.load(tensors, with_head)
+        convolutions = [layer for layer in plain.features if isinstance(layer, nn.Conv2d)]
+        norms = [layer for layer in plain.features if isinstance(layer, nn.BatchNorm2d)]
+        scales = torch.ones(3)
+        for stage, convolution, norm in zip(self.stages(), convolutions, norms, strict=True):
+            assert (norm.weight > 0).all()
+            stage.convolution.weight.copy_(convolution.weight * scales[:, None, None])
+            scales = norm.weight
+            stage.norm.bias.copy_(norm.bias / scales)
+            assert norm.running_mean is not None and norm.running_var is not None and convolution.bias is not None
+            stage.norm.running_mean.copy_(norm.running_mean - convolution.bias)  # type: ignore[union-attr]
+            stage.norm.running_var.copy_(norm.running_var)  # type: ignore[union-attr]
+        if with_head:
+            self.classifier.weight.copy_(plain.classifier.weight * scales / LOGIT_SCALE)
+
+    @torch.no_grad()
     def to_vgg11(self) -> VGG11:
         """The same function as a plain VGG11, with torchvision's names and shapes."""
         plain = VGG11(self.classifier.out_features)

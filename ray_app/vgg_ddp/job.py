@@ -7,7 +7,7 @@ from typing import Literal
 import ray
 
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.data import Dataset
+from vgg_ddp.ingest import Inputs
 from vgg_ddp.storage import Folder
 
 
@@ -16,7 +16,7 @@ class Job:
     """What the driver hands to every worker.
 
     Attributes:
-        dataset: the decoded images, or a reference to them in Ray's object store.
+        inputs: images and weights, or a reference to them in Ray's object store.
         run: the run folder; None in a process of torchrun's that is not rank 0, which then asks rank 0.
         use_gpu: whether each worker has a GPU of its own.
         is_local: whether Ray's local mode runs the loop, in the driver's process.
@@ -27,7 +27,7 @@ class Job:
     """
 
     config: TrainConfig
-    dataset: "Dataset | ray.ObjectRef[Dataset]"
+    inputs: "Inputs | ray.ObjectRef[Inputs]"
     run: Folder | None
     use_gpu: bool
     is_local: bool

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from vgg_ddp import ray_environment
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.data import Dataset, find_source, load_dataset
+from vgg_ddp.data import Dataset, find_source
 from vgg_ddp.flags import UsageError
 from vgg_ddp.follower import Follower
+from vgg_ddp.ingest import Inputs, choose_ingest, load
 from vgg_ddp.report import CURVES_FILE, Row, format_summary, read_metrics, write_curves
 from vgg_ddp.runs import Run, open_run, require_writable
 from vgg_ddp.storage import Folder
+from vgg_ddp.stream import StreamedDataset
 from vgg_ddp.tracking import recorded, require_mlflow
 
 if TYPE_CHECKING:
@@ -46,11 +48,13 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
     if run.config.data == "auto":
         # What was found counts from now on, also for a resume.
         run = replace(run, config=replace(run.config, data="cifar10" if source.kind == "cifar10" else "sample"))
+    ingest = choose_ingest(run.config, source)
+    run = replace(run, config=replace(run.config, ingest=ingest))
     require_mlflow(run.config.mlflow)
     require_writable(run)
     # Decoding takes about as long as Ray and torch take to start: both at once.
     with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(load_dataset, source, run.config.image_size)
+        loading = pool.submit(load, run.config, source)
         if run.config.num_workers == 0:
             return _train_in_this_process(run, loading, phases)
         address = ray_environment.prepare(run.config.address)
@@ -58,25 +62,25 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
             return _train_on_ray(run, address, loading, phases)
 
 
-def _train_in_this_process(run: Run, loading: "Future[Dataset]", phases: dict[str, float]) -> int:
+def _train_in_this_process(run: Run, loading: "Future[Inputs]", phases: dict[str, float]) -> int:
     from vgg_ddp.local import choose_device, is_rank_zero, train_locally
 
     use_gpu = choose_device(run.config.device, run.config.batch_size)
-    dataset = loading.result()
-    require_a_batch(run.config, dataset)
+    inputs = loading.result()
+    require_a_batch(run.config, inputs.dataset)
     if is_rank_zero():
-        _announce(run, dataset)
+        _announce(run, inputs.dataset)
     phases["images decoded"] = time.time()
     with recorded(run) if is_rank_zero() else nullcontext():
         try:
-            outcome = train_locally(run, dataset, use_gpu, phases)
+            outcome = train_locally(run, inputs, use_gpu, phases)
         except KeyboardInterrupt:
             print(f"\nStopped by SIGINT.\n{_how_to_go_on(run)}", flush=True)
             return INTERRUPTED
         return _conclude(run, outcome) if is_rank_zero() else _exit_code(outcome)
 
 
-def _train_on_ray(run: Run, address: str, loading: "Future[Dataset]", phases: dict[str, float]) -> int:
+def _train_on_ray(run: Run, address: str, loading: "Future[Inputs]", phases: dict[str, float]) -> int:
     import ray
 
     from vgg_ddp import cluster
@@ -87,17 +91,17 @@ def _train_on_ray(run: Run, address: str, loading: "Future[Dataset]", phases: di
         phases["Ray started"] = time.time()
         cluster.start_coordinator()
         placement = cluster.place_workers(run.config)
-        dataset = loading.result()
+        inputs = loading.result()
         phases["images decoded"] = time.time()
-        require_a_batch(run.config, dataset)
+        require_a_batch(run.config, inputs.dataset)
         cluster.require_shared(Folder.at(run.config.storage_path))
-        _announce(run, dataset)
+        _announce(run, inputs.dataset)
         kind = "GPU" if placement.use_gpu else "CPU"
         if connection.dashboard_url:
             print(f"Dashboard: http://{connection.dashboard_url} (its token: ray get-auth-token)")
         print(f"Workers:   {run.config.num_workers} on {kind}, starting", flush=True)
         with Follower(run, phases["command"]) as follower:
-            outcome = _fit(run, dataset, placement, phases, follower.live_seconds)
+            outcome = _fit(run, inputs, placement, phases, follower.live_seconds)
         return _conclude(run, outcome)
     except InterruptedRunError as error:
         print(f"\nStopped by {error}.\n{_how_to_go_on(run)}", flush=True)
@@ -106,23 +110,26 @@ def _train_on_ray(run: Run, address: str, loading: "Future[Dataset]", phases: di
         ray.shutdown()
 
 
-def require_a_batch(config: TrainConfig, dataset: Dataset) -> None:
+def require_a_batch(config: TrainConfig, dataset: Dataset | StreamedDataset) -> None:
     """Raise UsageError if a global batch needs more images than there are."""
-    if config.batch_size > len(dataset.train):
+    if config.batch_size > dataset.num_train:
         raise UsageError(
-            f"--batch-size {config.batch_size}: there are only {len(dataset.train)} training images; use at most "
+            f"--batch-size {config.batch_size}: there are only {dataset.num_train} training images; use at most "
             "that many."
         )
 
 
-def _announce(run: Run, dataset: Dataset) -> None:
+def _announce(run: Run, dataset: Dataset | StreamedDataset) -> None:
     """Say what is about to run."""
-    print(f"Data:      {dataset.summary()}")
+    print(
+        f"Data:      {dataset.name}: {dataset.num_train:,} training and {dataset.num_test:,} test images, "
+        f"{len(dataset.class_names)} classes" + ", decoded while training goes on" * (run.config.ingest == "stream")
+    )
     print(f"Run:       {'resuming ' if run.exists else ''}{run.folder}", flush=True)
 
 
 def _fit(
-    run: Run, dataset: Dataset, placement: "Placement", phases: dict[str, float], live_seconds: float | None
+    run: Run, inputs: Inputs, placement: "Placement", phases: dict[str, float], live_seconds: float | None
 ) -> "Outcome | None":
     """Train under Ray Train; None if the workers failed, after their first exception was printed."""
     import ray
@@ -136,7 +143,7 @@ def _fit(
     stop_flag = StopFlag(f"stop-{run.name}-{uuid.uuid4().hex[:8]}")
     job = Job(
         run.config,
-        ray.put(dataset),
+        ray.put(inputs),
         run.folder,
         placement.use_gpu,
         is_local=False,

@@ -10,9 +10,9 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from vgg_ddp.config import check_divisible
-from vgg_ddp.data import Dataset
 from vgg_ddp.flags import UsageError
 from vgg_ddp.follower import Follower
+from vgg_ddp.ingest import Inputs
 from vgg_ddp.job import Job, Outcome
 from vgg_ddp.runs import Run
 from vgg_ddp.signals import SignalWatch
@@ -45,7 +45,7 @@ def choose_device(device: str, batch_size: int) -> bool:
     return use_gpu
 
 
-def train_locally(run: Run, dataset: Dataset, use_gpu: bool, phases: dict[str, float]) -> Outcome:
+def train_locally(run: Run, inputs: Inputs, use_gpu: bool, phases: dict[str, float]) -> Outcome:
     """Train through Ray Train's local mode, which starts no Ray process; torchrun's processes train together."""
     if not run.config.verbose:
         logging.getLogger("ray.train").setLevel(logging.WARNING)
@@ -53,7 +53,7 @@ def train_locally(run: Run, dataset: Dataset, use_gpu: bool, phases: dict[str, f
     follower = Follower(run, phases["command"]) if is_rank_zero() else None
     job = Job(
         run.config,
-        dataset,
+        inputs,
         run.folder if is_rank_zero() else None,
         use_gpu,
         is_local=True,

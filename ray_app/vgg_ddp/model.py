@@ -27,6 +27,12 @@ class VGG11(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.zeros_(self.classifier.bias)
 
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor], with_head: bool) -> None:
+        """Take up the tensors of another VGG11: all of them, or all but those of the classifier."""
+        chosen = {name: tensor for name, tensor in tensors.items() if with_head or name.startswith("features.")}
+        self.load_state_dict(chosen, strict=with_head)
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, num_classes) of normalised images (N, 3, H, W), H and W at least 32."""
         features = self.features(images)

@@ -2,7 +2,10 @@
 
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatch
 
 import numpy as np
@@ -50,39 +53,68 @@ def read_split(
     images, labels = [], []
     for file in files:
         table = _read_table(folder, file)
-        names = names or _class_names(table.schema)
-        labels.append(_labels(table, file))
-        images.append(_decode(_image_bytes(table), file, image_size))
+        names = names or class_names(table.schema)
+        labels.append(read_labels(table, file))
+        images.append(decode_images(table, file, image_size))
     return np.concatenate(images), np.concatenate(labels), names
 
 
 def _read_table(folder: Folder, file: str) -> pa.Table:
+    with open_file(folder, file) as parquet:
+        return parquet.rename(parquet.file.read(columns=list(parquet.columns)))
+
+
+@dataclass(frozen=True)
+class ParquetImages:
+    """An open Parquet file of images and labels.
+
+    Attributes:
+        columns: the names of the two columns in the file.
+    """
+
+    file: pq.ParquetFile
+    columns: tuple[str, str]
+
+    def rename(self, table: pa.Table) -> pa.Table:
+        """The two columns as image and label, with the metadata, which may hold the class names."""
+        return (
+            table.select(self.columns)
+            .rename_columns(["image", "label"])
+            .replace_schema_metadata(self.file.schema_arrow.metadata)
+        )
+
+
+@contextmanager
+def open_file(folder: Folder, name: str) -> Iterator[ParquetImages]:
+    """A Parquet file whose columns are as they should be.
+
+    Raises:
+        UsageError: naming the file, if they are not, or if what is read meanwhile cannot be read.
+    """
     try:
-        with folder.filesystem.open_input_file((folder / file).path) as stream:
-            parquet = pq.ParquetFile(stream)
-            columns = parquet.schema_arrow.names
-            image = next((name for name in IMAGE_COLUMNS if name in columns), None)
-            if image is None or "label" not in columns:
-                raise UsageError(
-                    f"{folder / file} has the columns {', '.join(columns)}: expected img or image, and label."
-                )
-            table = parquet.read(columns=[image, "label"])
+        with folder.filesystem.open_input_file((folder / name).path) as stream:
+            file = pq.ParquetFile(stream)
+            yield ParquetImages(file, (_check_columns(file.schema_arrow, str(folder / name)), "label"))
     except (OSError, pa.ArrowInvalid) as error:
-        raise UsageError(f"{folder / file} cannot be read as Parquet: {error}") from error
-    metadata = table.schema.metadata
-    # Renaming drops the metadata, which may hold the class names.
-    table = table.rename_columns(["image", "label"]).replace_schema_metadata(metadata)
-    if not pa.types.is_integer(table.schema.field("label").type):
-        raise UsageError(f"column label of {folder / file} is {table.schema.field('label').type}: expected integers.")
-    kind = table.schema.field("image").type
+        raise UsageError(f"{folder / name} cannot be read as Parquet: {error}") from error
+
+
+def _check_columns(schema: pa.Schema, file: str) -> str:
+    """The name of the column of images."""
+    image = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
+    if image is None or "label" not in schema.names:
+        raise UsageError(f"{file} has the columns {', '.join(schema.names)}: expected img or image, and label.")
+    if not pa.types.is_integer(schema.field("label").type):
+        raise UsageError(f"column label of {file} is {schema.field('label').type}: expected integers.")
+    kind = schema.field(image).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UsageError(f"column {image} of {folder / file} is {kind}: expected binary, or a struct with bytes.")
-    return table
+        raise UsageError(f"column {image} of {file} is {kind}: expected binary, or a struct with bytes.")
+    return image
 
 
-def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
+def class_names(schema: pa.Schema) -> tuple[str, ...] | None:
     """Class names from the metadata that the Hugging Face `datasets` library writes, where there are any."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -91,10 +123,15 @@ def _class_names(schema: pa.Schema) -> tuple[str, ...] | None:
         return None
 
 
-def _labels(table: pa.Table, file: str) -> npt.NDArray[np.int64]:
+def read_labels(table: pa.Table, file: str, first_row: int = 0) -> npt.NDArray[np.int64]:
+    """The labels of a table, which begins with this row of the file.
+
+    Raises:
+        UsageError: naming the row of the file that has none.
+    """
     column = table.column("label")
     if column.null_count:
-        row = column.is_null().to_numpy().argmax()
+        row = first_row + column.is_null().to_numpy().argmax()
         raise UsageError(f"row {row} of {file} has no label: expected an integer.")
     return column.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
 
@@ -106,8 +143,15 @@ def _image_bytes(table: pa.Table) -> list[bytes | None]:
     return column.to_pylist()  # type: ignore[no-any-return]
 
 
-def _decode(encoded: list[bytes | None], file: str, image_size: int) -> npt.NDArray[np.uint8]:
-    """Decode and resize images on all cores: uint8 (N, image_size, image_size, 3)."""
+def decode_images(
+    table: pa.Table, file: str, image_size: int, first_row: int = 0, threads: int | None = None
+) -> npt.NDArray[np.uint8]:
+    """Decode and resize the images of a table, on all cores: uint8 (N, image_size, image_size, 3).
+
+    Raises:
+        UsageError: naming the row of the file that holds a broken one.
+    """
+    encoded = _image_bytes(table)
     images = np.empty((len(encoded), image_size, image_size, 3), dtype=np.uint8)
 
     def decode_rows(rows: range) -> None:
@@ -116,12 +160,12 @@ def _decode(encoded: list[bytes | None], file: str, image_size: int) -> npt.NDAr
                 images[row] = decode_image(encoded[row] or b"", image_size)
             except OSError as error:
                 raise UsageError(
-                    f"row {row} of {file} holds a broken image ({error}): expected PNG or JPEG bytes."
+                    f"row {first_row + row} of {file} holds a broken image ({error}): expected PNG or JPEG bytes."
                 ) from error
 
     chunk = 1000
     chunks = [range(start, min(start + chunk, len(encoded))) for start in range(0, len(encoded), chunk)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for _ in pool.map(decode_rows, chunks):
             pass
     return images

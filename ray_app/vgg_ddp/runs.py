@@ -53,8 +53,10 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
     # The run's own settings are the defaults now: flags that are not given keep them.
     defaults = replace(started_with, storage_path=config.storage_path, run_name=None, resume=None)
     config = _with_absolute_paths(parse_flags(TrainConfig, arguments, PROGRAM, defaults))
-    if config.data == "auto":
-        config = replace(config, data=started_with.data)
+    # What was found at the start counts, unless it is asked for something else.
+    for field in ("data", "ingest"):
+        if getattr(config, field) == "auto":
+            config = replace(config, **{field: getattr(started_with, field)})
     config.check_pairs()
     for field in TRAJECTORY_FIELDS:
         given, before = getattr(config, field), getattr(started_with, field)
@@ -69,7 +71,14 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The same settings for any working directory: a run may be resumed from another one."""
     data = config.data if config.data in DATA_NAMES else absolute(config.data)
-    return replace(config, data=data, data_dir=absolute(config.data_dir), storage_path=absolute(config.storage_path))
+    init_from = absolute(config.init_from) if config.init_from else None
+    return replace(
+        config,
+        data=data,
+        init_from=init_from,
+        data_dir=absolute(config.data_dir),
+        storage_path=absolute(config.storage_path),
+    )
 
 
 def require_writable(run: Run) -> None:

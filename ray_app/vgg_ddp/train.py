@@ -21,6 +21,7 @@ from vgg_ddp.hardware import choose_precision
 from vgg_ddp.job import Job, Outcome, Ranks
 from vgg_ddp.report import write_config, write_metrics, write_model
 from vgg_ddp.storage import Folder
+from vgg_ddp.stream import StreamedDataset
 from vgg_ddp.worker import Worker
 
 T = TypeVar("T")
@@ -40,10 +41,10 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if job.use_gpu else torch.device("cpu")
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    dataset = ray.get(job.dataset) if isinstance(job.dataset, ray.ObjectRef) else job.dataset
+    inputs = ray.get(job.inputs) if isinstance(job.inputs, ray.ObjectRef) else job.inputs
     run, precision, newest = from_rank_zero(lambda: _start(job, device))
     ranks = Ranks(context.get_world_rank(), context.get_world_size(), context.get_local_world_size())
-    worker = Worker(job, dataset, run, precision, device, ranks)
+    worker = Worker(job, inputs, run, precision, device, ranks)
     phases["model built"] = time.time()
     outcome = worker.resume(newest) if newest else None
     worker.phases = phases
@@ -61,13 +62,13 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
         raise explain(hung, worker.progress.step, job.config.collective_timeout_seconds) from None
     worker.saver.wait()
     if not (outcome or worker.saver.failure) and context.get_world_rank() == 0:
-        worker.saver.keep(lambda: _write_results(worker, dataset))
+        worker.saver.keep(lambda: _write_results(worker, inputs.dataset))
     if worker.saver.failure:
         return Outcome("unsaved", worker.saver.failure, worker.progress.step)
     return outcome or Outcome("finished", step=worker.progress.step)
 
 
-def _write_results(worker: Worker, dataset: Dataset) -> None:
+def _write_results(worker: Worker, dataset: Dataset | StreamedDataset) -> None:
     write_metrics(worker.run, worker.progress.rows)
     preprocessing = {"image_size": worker.config.image_size, "mean": dataset.mean, "std": dataset.std}
     write_model(worker.run, worker.replica.plain_model().state_dict(), dataset.class_names, preprocessing)

@@ -1,18 +1,20 @@
 """One rank of a run: its part of each step, each evaluation and each checkpoint."""
 
 import time
-import warnings
 from dataclasses import dataclass, field
 
 import ray.train
 import torch
-from torch import Tensor
+import torch.distributed as dist
 
 from vgg_ddp import checkpoint
-from vgg_ddp.batches import EpochPlan, augment, normalize, plan_epoch, rank_range
+from vgg_ddp.batches import normalize, rank_range
+from vgg_ddp.config import TrainConfig
 from vgg_ddp.control import Control, Decision
-from vgg_ddp.data import Dataset, Split
+from vgg_ddp.data import Dataset
 from vgg_ddp.fast_vgg import FastVGG11, build_fast_model
+from vgg_ddp.feeds import Batches, Feed, MemoryFeed, as_tensor
+from vgg_ddp.ingest import Inputs
 from vgg_ddp.job import Job, Outcome, Ranks
 from vgg_ddp.metrics import Sums
 from vgg_ddp.model import VGG11, build_model
@@ -21,10 +23,10 @@ from vgg_ddp.replica import DTYPES, Replica
 from vgg_ddp.report import Row, write_metrics, write_startup
 from vgg_ddp.saving import Saver
 from vgg_ddp.storage import Folder
+from vgg_ddp.stream import StreamedDataset
 from vgg_ddp.telemetry import Telemetry
 from vgg_ddp.tensorboard import write_events
 
-EVALUATION_BATCH = 500
 WHITENING_IMAGES = 1000
 
 
@@ -49,22 +51,22 @@ class Worker:
     def __init__(
         self,
         job: Job,
-        dataset: Dataset,
+        inputs: Inputs,
         run: Folder,
         precision: str,
         device: torch.device,
         ranks: Ranks,
     ) -> None:
-        config = job.config
+        config, dataset = job.config, inputs.dataset
         rank, world_size = ranks.rank, ranks.world_size
         self.config, self.run, self.device, self.rank, self.world_size = config, run, device, rank, world_size
         self.precision, self.recipe = precision, config.chosen_recipe()
-        self.train_images, self.train_labels = _on_device(dataset.train, device)
-        self.test_images, self.test_labels = _on_device(dataset.test, device)
+        self.feed = _make_feed(dataset, config, ranks, device)
         self.mean, self.std = torch.tensor(dataset.mean, device=device), torch.tensor(dataset.std, device=device)
-        self.steps_per_epoch = len(dataset.train) // config.batch_size
+        self.steps_per_epoch = dataset.num_train // config.batch_size
+        self.num_test = dataset.num_test
         self.total_steps = config.epochs * self.steps_per_epoch
-        self.fingerprint = {"training_images": len(dataset.train), "class_names": list(dataset.class_names)}
+        self.fingerprint = {"training_images": dataset.num_train, "class_names": list(dataset.class_names)}
         self.progress = Progress()
         self.sums = Sums(device)
         self.saver = Saver(run, rank)
@@ -74,11 +76,11 @@ class Worker:
             device,
             config.checkpoint_every_seconds,
             stop_requested,
-            lambda: self.saver.failure is not None,
+            lambda: self.saver.failure is not None or self.feed.failure is not None,
             job.live_seconds if rank == 0 else None,
         )
         self.replica = Replica(
-            self._build_model(len(dataset.class_names), job.batch_norm),
+            self._build_model(inputs, job.batch_norm),
             device,
             precision,
             config.compile,
@@ -92,15 +94,22 @@ class Worker:
         self.phases: dict[str, float] = {}
         self.telemetry = Telemetry(run, self.saver, rank, device, self.replica.module, not job.is_local, config.profile)
 
-    def _build_model(self, num_classes: int, batch_norm: bool) -> VGG11 | FastVGG11:
-        config = self.config
+    def _build_model(self, inputs: Inputs, batch_norm: bool) -> VGG11 | FastVGG11:
+        config, dataset, pretrained = self.config, inputs.dataset, inputs.pretrained
+        num_classes = len(dataset.class_names)
+        model: VGG11 | FastVGG11
         if config.recipe == "classic":
-            return build_model(num_classes, config.seed, batch_norm)
-        stride = max(1, len(self.train_images) // WHITENING_IMAGES)
-        chosen = self.train_images[::stride][:WHITENING_IMAGES]
-        return build_fast_model(
-            num_classes, config.seed, normalize(chosen, self.mean, self.std, torch.float32).to("cpu")
-        )
+            model = build_model(num_classes, config.seed, batch_norm)
+        else:
+            stride = max(1, len(dataset.examples) // WHITENING_IMAGES)
+            chosen = as_tensor(dataset.examples[::stride][:WHITENING_IMAGES], self.device)
+            model = build_fast_model(
+                num_classes, config.seed, normalize(chosen, self.mean, self.std, torch.float32).to("cpu")
+            )
+        if pretrained:
+            tensors = {name: as_tensor(values, torch.device("cpu")) for name, values in pretrained.tensors.items()}
+            model.load(tensors, with_head=pretrained.class_names == dataset.class_names)
+        return model
 
     def resume(self, name: str) -> Outcome | None:
         """Take up a checkpoint; an outcome if it cannot belong to this run."""
@@ -129,19 +138,17 @@ class Worker:
 
     def train_epoch(self) -> Outcome | None:
         """Train to the end of the epoch, evaluate, note its metrics and save; an outcome if the run ends before."""
-        config, progress = self.config, self.progress
+        progress = self.progress
         epoch = len(progress.rows)
         end_step = (epoch + 1) * self.steps_per_epoch
-        plan = plan_epoch(
-            len(self.train_labels), config.seed, epoch, config.augment_shift, self.recipe.alternating_flip
-        ).to(self.device)
+        batches = self.feed.train_batches(epoch, progress.step - epoch * self.steps_per_epoch)
         started = time.monotonic() - progress.seconds
         decision = Decision()
         while progress.step < end_step:
             # The last step before a decision stands for those since the one before.
             decides = (progress.step + 1) % self.control.steps_between_decisions == 0 or progress.step + 1 == end_step
             self.telemetry.start_step(measured=decides)
-            self._train_step(plan, progress.step - epoch * self.steps_per_epoch)
+            self._train_step(batches)
             progress.seconds = time.monotonic() - started
             if self.phases:
                 self._note_first_step()
@@ -156,25 +163,23 @@ class Worker:
                 self.telemetry.show({"diverged": 1.0})
                 return Outcome("diverged", self._describe_divergence(decision.bad_step), decision.bad_step)
             if decision.give_up:
-                return Outcome("unsaved", self.saver.failure or "", progress.step)
+                return self._refusal() or Outcome("unsaved", self.saver.failure or "", progress.step)
             save = decision.save and progress.step < end_step
             if decision.stop or save or (decision.check_preemption and self._is_being_preempted()):
                 self.save()
             self.telemetry.show_rank()
             if decision.stop:
                 return Outcome("stopped", step=progress.step)
-        self._finish_epoch(epoch, started)
+        if outcome := self._finish_epoch(epoch, started):
+            return outcome
         if decision.save or decision.save_at_epoch_end or progress.step == self.total_steps:
             self.save()
         return None
 
-    def _train_step(self, plan: EpochPlan, step_of_epoch: int) -> None:
+    def _train_step(self, batches: Batches) -> None:
         config, replica = self.config, self.replica
-        mine = rank_range(config.batch_size, self.rank, self.world_size)
-        start = step_of_epoch * config.batch_size
-        index = plan.order[start + mine.start : start + mine.stop]
-        images = normalize(augment(self.train_images, index, plan), self.mean, self.std, replica.dtype)
-        labels = self.train_labels[index]
+        images, labels = next(batches)
+        images = normalize(images, self.mean, self.std, replica.dtype)
         self.telemetry.mark("data")
         loss_sum, logits = replica.loss(replica.ddp, images, labels, self.recipe.label_smoothing)
         # DDP averages over the ranks: scaled so, the average is the gradient of the global batch's mean loss.
@@ -199,13 +204,18 @@ class Worker:
             self.saver.note(lambda: write_startup(self.run, phases))
         self.phases = {}
 
-    def _finish_epoch(self, epoch: int, started: float) -> None:
-        """Evaluate and note the epoch's row of metrics. Collectives and a device-to-host sync."""
+    def _finish_epoch(self, epoch: int, started: float) -> Outcome | None:
+        """Evaluate and note the epoch's row of metrics; an outcome if that is not possible.
+
+        Collectives and a device-to-host sync.
+        """
         progress = self.progress
         train_loss, train_correct, train_count = self.sums.total()
         progress.seconds = time.monotonic() - started
         self.replica.average_buffers()
         test_loss, test_correct, test_count = self.evaluate().total()
+        if test_count != self.num_test:
+            return self._refusal()
         progress.rows.append(
             {
                 "epoch": epoch + 1,
@@ -226,17 +236,24 @@ class Worker:
         if self.rank == 0:
             self.saver.note(lambda: write_metrics(self.run, progress.rows))
             self.saver.note(lambda: write_events(self.run, progress.rows))
+        return None
+
+    def _refusal(self) -> Outcome | None:
+        """The outcome if a rank met an image that cannot be used. A collective."""
+        failures = [self.feed.failure]
+        if dist.is_initialized():
+            failures = [None] * self.world_size
+            dist.all_gather_object(failures, self.feed.failure)
+        message = next((failure for failure in failures if failure), None)
+        return Outcome("refused", message, self.progress.step) if message else None
 
     @torch.no_grad()
     def evaluate(self) -> Sums:
         """This rank's part of the sums over the test images, each of which belongs to exactly one rank."""
         replica, sums = self.replica, Sums(self.device)
         replica.module.eval()
-        mine = rank_range(len(self.test_labels), self.rank, self.world_size)
-        for start in range(mine.start, mine.stop, EVALUATION_BATCH):
-            chosen = slice(start, min(start + EVALUATION_BATCH, mine.stop))
-            images = normalize(self.test_images[chosen], self.mean, self.std, replica.dtype)
-            labels = self.test_labels[chosen]
+        for images, labels in self.feed.test_batches():
+            images = normalize(images, self.mean, self.std, replica.dtype)
             loss_sum, logits = replica.loss(replica.module, images, labels)
             sums.add(loss_sum, logits, labels)
         replica.module.train()
@@ -264,9 +281,10 @@ class Worker:
         )
 
 
-def _on_device(split: Split, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Images and labels as tensors; on the CPU they share the memory of Ray's object store, which is read-only."""
-    with warnings.catch_warnings():
-        # torch warns that the arrays are not writable: nothing writes to them.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writ")
-        return torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).to(device)
+def _make_feed(dataset: Dataset | StreamedDataset, config: TrainConfig, ranks: Ranks, device: torch.device) -> Feed:
+    if isinstance(dataset, Dataset):
+        return MemoryFeed(dataset, config, ranks.rank, ranks.world_size, device)
+    # Ray Data takes a while to import.
+    from vgg_ddp.stream_feed import StreamFeed
+
+    return StreamFeed(dataset, config, ranks.rank, ranks.world_size, device)

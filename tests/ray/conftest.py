@@ -6,12 +6,15 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 
+from command import SAMPLE
 from vgg_ddp import cluster, ray_environment
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Dataset, find_source, load_dataset
+from vgg_ddp.ingest import Inputs
 from vgg_ddp.job import Job, Outcome
 from vgg_ddp.report import Row, read_metrics
 from vgg_ddp.storage import Folder
@@ -56,10 +59,23 @@ def train(
             TrainConfig(num_workers=1, batch_size=24, precision="fp32"), num_workers=num_workers, **settings
         )
         folder = runs / (run_name or f"run-{uuid.uuid4().hex[:6]}")
-        dataset = ray.put(tiny_dataset)
-        job = Job(config, dataset, folder, False, False, batch_norm=batch_norm, stop_requested=stop_requested)
+        inputs = ray.put(Inputs(tiny_dataset))
+        job = Job(config, inputs, folder, False, False, batch_norm=batch_norm, stop_requested=stop_requested)
         placement = cluster.place_workers(config)
         outcome: Outcome = build_trainer(job, folder, placement.resources_per_worker).fit().return_value
         return outcome, read_metrics(folder)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def numbered_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """230 training images in seven row groups, whose labels are their numbers, and 61 test images in three."""
+    folder = tmp_path_factory.mktemp("stream")
+    for split, count, rows in (("train", 230, 40), ("test", 61, 25)):
+        table = pq.read_table(SAMPLE / f"{split}.parquet").slice(0, count)
+        column = table.schema.get_field_index("label")
+        table = table.set_column(column, "label", [list(range(count))])
+        # Each number is a class of its own.
+        pq.write_table(table.replace_schema_metadata(), folder / f"{split}.parquet", row_group_size=rows)
+    return folder

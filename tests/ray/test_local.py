@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
 from command import (
     PREDICT,
@@ -124,3 +126,17 @@ def test_killed_or_frozen_process_is_replaced_by_torchrun_and_the_weights_are_th
     assert bool(re.search(r"rank \d hung: no answer within 5 s", output)) == (signal_number == "SIGSTOP"), output
     assert "Resumed at step" in output
     assert model(tmp_path) == undisturbed_by_two
+
+
+def test_run_begins_with_the_weights_of_another(tiny_data: Path, undisturbed: bytes, tmp_path: Path) -> None:
+    (tmp_path / "former.safetensors").write_bytes(undisturbed)
+    flags = ("--num-workers", 0, "--data", tiny_data, "--init-from", "former.safetensors", "--batch-size", 24)
+    # Steps too small to change anything; batch normalisation's averages move on, all the same.
+    result = run_main(*flags, "--lr", 1e-9, "--epochs", 1, "--precision", "fp32", "--run-name", "second", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    begun = torch.load(next((tmp_path / "runs/second").glob("checkpoint_*/state.pt")), weights_only=True)
+    with safe_open(tmp_path / "former.safetensors", framework="pt") as file:
+        for name, parameter in begun["replica"]["parameters"].items():
+            torch.testing.assert_close(parameter, file.get_tensor(name), rtol=0, atol=1e-6)
+    gone = run_main("--num-workers", 0, "--data", tiny_data, "--init-from", "gone", cwd=tmp_path)
+    assert gone.returncode == 2 and gone.stderr.count("\n") == 1 and "gone: expected a folder" in gone.stderr

@@ -120,8 +120,3 @@ def test_channel_without_contrast_is_divided_by_one(tmp_path: Path, make_parquet
     dataset = load_dataset(find_source(str(tmp_path), "unused"), 32)
     assert dataset.mean == (7.0, 7.0, 7.0)
     assert dataset.std == (1.0, 1.0, 1.0)
-
-
-def test_summary_counts_images_and_classes(data_folder: Path) -> None:
-    dataset = load_dataset(find_source(str(data_folder), "unused"), 32)
-    assert dataset.summary() == f"{data_folder}: 4 training and 2 test images, 2 classes"

@@ -97,6 +97,8 @@ def test_run_can_be_resumed_from_another_folder(
 
 CHANGES = {
     "data": "cifar10",
+    "ingest": "stream",
+    "init_from": "/other",
     "image_size": 32,
     "batch_size": 128,
     "recipe": "fast",

@@ -1,0 +1,171 @@
+"""Images that are decoded while training goes on, against images decoded before, and against torch's DataLoader.
+
+    python benchmarks/ingest.py --data ../cifar10 --rounds 3
+
+First how many images a second each way of reading brings, without any training: all read the same Parquet files, in
+turn, with all cores. Then runs of two workers: from memory, streamed, and streamed on a cluster whose object store is
+smaller than the decoded images; their speed, their accuracy, and the memory of a worker in each epoch.
+"""
+
+import argparse
+import io
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import ray
+import torch
+from PIL import Image
+from program import ROOT, Trained, train
+from record import write_json
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+sys.path.insert(0, str(ROOT / "ray_app"))
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.data import find_source, load_dataset
+from vgg_ddp.feeds import Feed, MemoryFeed
+from vgg_ddp.parquet import find_files
+from vgg_ddp.stream import open_stream
+from vgg_ddp.stream_feed import StreamFeed
+
+CPU = torch.device("cpu")
+# The least that Ray takes.
+SMALL_STORE_BYTES = 80 * 10**6
+
+
+class EncodedImages(Dataset):
+    """Encoded images of Parquet files, decoded and augmented one by one, as tutorials have it."""
+
+    def __init__(self, location: str) -> None:
+        folder, files = find_files(location, "train")
+        tables = [pq.read_table((folder / file).path) for file in files]
+        self.images = [cell["bytes"] for table in tables for cell in table.column(0).to_pylist()]
+        self.labels = [label for table in tables for label in table.column("label").to_pylist()]
+        augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+        self.transform = transforms.Compose([*augment, transforms.PILToTensor()])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.open(io.BytesIO(self.images[index])).convert("RGB")), self.labels[index]
+
+
+def rate_of_loader(location: str, batch_size: int) -> float:
+    """Images per second that torch's DataLoader brings, with a process for each core."""
+    images = EncodedImages(location)
+    loader = DataLoader(images, batch_size, shuffle=True, num_workers=os.cpu_count() or 1, drop_last=True)
+    started = time.perf_counter()
+    count = sum(len(labels) for _, labels in loader)
+    return count / (time.perf_counter() - started)
+
+
+def rate_of_feed(feed: Feed) -> float:
+    """Images per second that a feed brings."""
+    started = time.perf_counter()
+    count = sum(len(labels) for _, labels in feed.train_batches(0, 0))
+    return count / (time.perf_counter() - started)
+
+
+def measure_reading(data: str, batch_size: int, rounds: int) -> dict[str, list[float]]:
+    """Images per second of an epoch of each way of reading."""
+    source = find_source(data, "")
+    config = TrainConfig(num_workers=1, batch_size=batch_size)
+    whole, streamed = load_dataset(source, 32), open_stream(source, 32)
+    ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ways: dict[str, Callable[[], float]] = {
+        "from memory": lambda: rate_of_feed(MemoryFeed(whole, config, 0, 1, CPU)),
+        "streamed": lambda: rate_of_feed(StreamFeed(streamed, config, 0, 1, CPU)),
+        "torch's DataLoader": lambda: rate_of_loader(source.location, batch_size),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name, way in ways.items():
+            rates[name].append(way())
+            print(f"round {number + 1}: {name:<20} {rates[name][-1]:10,.0f} images/s", flush=True)
+    ray.shutdown()
+    return rates
+
+
+@contextmanager
+def cluster_with_small_store() -> Iterator[str]:
+    """A Ray cluster of this machine whose object store has `SMALL_STORE_BYTES`; gives its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ray_command = Path(sys.executable).with_name("ray")
+    command = [ray_command, "start", "--head", "--block", f"--port={port}", "--node-ip-address=127.0.0.1"]
+    command += [f"--object-store-memory={SMALL_STORE_BYTES}", "--include-dashboard=false", "--disable-usage-stats"]
+    with subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            _wait_for(port)
+            yield f"127.0.0.1:{port}"
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), 5).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def measure_training(data: str, batch_size: int, epochs: int) -> dict[str, Trained]:
+    """A run of each kind."""
+    flags = ["--data", data, "--num-workers", 2, "--batch-size", batch_size, "--epochs", epochs]
+    runs = {
+        "from memory": train(*flags, "--ingest", "memory", watch_memory=True),
+        "streamed": train(*flags, "--ingest", "stream", watch_memory=True),
+    }
+    with cluster_with_small_store() as address:
+        runs["streamed, small store"] = train(*flags, "--ingest", "stream", "--address", address, watch_memory=True)
+    return runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="of reading; default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=3, help="of training; default: %(default)s")
+    parser.add_argument("--data", default="sample", help="sample, or a folder of Parquet files")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    # Clusters of other users of this machine, and their tokens, are none of ours.
+    with tempfile.TemporaryDirectory(prefix="ingest-") as home:
+        os.environ |= {"HOME": home, "RAY_TMPDIR": home, "RAY_USAGE_STATS_ENABLED": "0"}
+        rates = measure_reading(options.data, options.batch_size, options.rounds)
+        runs = measure_training(options.data, options.batch_size, options.epochs)
+    print(f"\nreading {options.data}, median of {options.rounds}\n")
+    for name, values in rates.items():
+        print(f"  {name:<22} {statistics.median(values):10,.0f} images/s  ({min(values):,.0f} to {max(values):,.0f})")
+    print(f"\ntraining, 2 workers, global batch {options.batch_size}, {options.epochs} epochs\n")
+    for name, run in runs.items():
+        speed = statistics.median(row["images_per_second"] for row in run.rows)
+        peaks = ", ".join(f"{peak / 1e6:,.0f}" for peak in run.peaks_by_epoch())
+        accuracy = run.rows[-1]["test_accuracy"]
+        print(f"  {name:<22} {speed:7.1f} images/s  test {accuracy:.2%}  peak of a worker by epoch {peaks} MB")
+    settings = {name: getattr(options, name) for name in ("data", "batch_size", "rounds", "epochs")}
+    training = {name: {"rows": run.rows, "peaks_by_epoch": run.peaks_by_epoch()} for name, run in runs.items()}
+    write_json(options.json, {"settings": settings, "images_per_second": rates, "training": training})
+
+
+if __name__ == "__main__":
+    main()

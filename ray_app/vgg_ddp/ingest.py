@@ -1,0 +1,103 @@
+"""What a run begins with; whether its images are decoded before training, or while it goes on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.data import SPLITS, Dataset, Source, load_dataset
+from vgg_ddp.flags import UsageError
+from vgg_ddp.parquet import find_files, open_file
+from vgg_ddp.pretrained import Pretrained, read_pretrained
+from vgg_ddp.stream import StreamedDataset, open_stream
+
+Ingest = Literal["memory", "stream"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run begins with: images, and perhaps weights."""
+
+    dataset: Dataset | StreamedDataset
+    pretrained: Pretrained | None = None
+
+
+# Decoded images are twice in the memory of the driver's machine for a moment, and Ray's object store has 30 % of it.
+SHARE_OF_MEMORY = 0.25
+
+
+def choose_ingest(config: TrainConfig, source: Source) -> Ingest:
+    """What --ingest says, or what fits: images are streamed if all of them decoded would take too much memory.
+
+    Raises:
+        UsageError: if they cannot be streamed, but are to be.
+    """
+    if config.ingest == "stream":
+        if config.num_workers == 0:
+            raise UsageError("--ingest stream needs a Ray cluster to decode images: use --num-workers 1 or more.")
+        if source.kind != "parquet":
+            raise UsageError("--ingest stream reads Parquet files only; CIFAR-10 as it is downloaded fits into memory.")
+    if config.ingest != "auto":
+        return config.ingest
+    if config.num_workers == 0 or source.kind != "parquet":
+        return "memory"
+    fits = decoded_bytes(source, config.image_size) <= SHARE_OF_MEMORY * available_memory_bytes()
+    return "memory" if fits else "stream"
+
+
+def load(config: TrainConfig, source: Source) -> Inputs:
+    """Load what the settings name; with `config.ingest` chosen.
+
+    Raises:
+        UsageError: naming what cannot be used.
+    """
+    pretrained = read_pretrained(config.init_from, config.recipe == "fast") if config.init_from else None
+    open_dataset = open_stream if config.ingest == "stream" else load_dataset
+    return Inputs(open_dataset(source, config.image_size), pretrained)
+
+
+def decoded_bytes(source: Source, image_size: int) -> int:
+    """Memory that the images of a Parquet source take once they are decoded.
+
+    Raises:
+        UsageError: naming the file that cannot be read.
+    """
+    images = 0
+    for split in SPLITS:
+        folder, files = find_files(source.location, split)
+        for name in files:
+            with open_file(folder, name) as parquet:
+                images += parquet.file.metadata.num_rows
+    return images * image_size**2 * 3
+
+
+def available_memory_bytes(root: Path = Path("/")) -> int:
+    """Memory that this machine, or the control group that this process is in, has left."""
+    meminfo = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
+    available = int(meminfo["MemAvailable"].split()[0]) * 1024
+    for folder, limit_name, used_name in _control_groups(root):
+        if (folder / limit_name).exists():
+            limit = (folder / limit_name).read_text().strip()
+            # Where there is no limit, the file says max, or a number beyond any memory.
+            if limit != "max":
+                available = min(available, int(limit) - int((folder / used_name).read_text()))
+    return max(0, available)
+
+
+def _control_groups(root: Path) -> Iterator[tuple[Path, str, str]]:
+    """Folders of this process' control groups, version 2 and 1, and the names of the files of limit and use.
+
+    A container may see its own group as the root of all, and yet be told its place on the machine outside.
+    """
+    for line in (root / "proc/self/cgroup").read_text().splitlines():
+        _, controllers, place = line.split(":", 2)
+        if not controllers:
+            names = ("sys/fs/cgroup", "memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            names = ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        folder, limit_name, used_name = names
+        for place_or_root in {place.strip("/"), ""}:
+            yield root / folder / place_or_root, limit_name, used_name

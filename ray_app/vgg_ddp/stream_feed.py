@@ -1,0 +1,131 @@
+"""A rank's batches from images that do not fit into memory, through Ray Data.
+
+Each rank draws its part of the row groups for every epoch anew and has Ray decode them, ahead of it, on any machine of
+the cluster. Ray Data's own split of one stream among the workers would give each epoch another order in every run, and
+could not begin in the middle of an epoch: a resumed run would see some images twice, and others not at all.
+"""
+
+import logging
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import ray
+import ray.data
+import torch
+from ray.data import DataContext, ExecutionResources
+
+from vgg_ddp.batches import EpochPlan, augment, rank_range
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.feeds import EVALUATION_BATCH, Batches, Plans, as_tensor
+from vgg_ddp.stream import Batch, Piece, StreamedDataset, cut, decode_piece, first_error
+
+# Images are shuffled within windows of neighbours in the drawn order of row groups.
+WINDOW_IMAGES = 10_000
+WINDOW_BYTES = 2**27
+# Parts of a CPU that a task which decodes takes, as Ray counts; and of the object store that all ranks take together.
+DECODING_CPUS = 0.5
+STORE_SHARE = 0.3
+PREFETCHED_BATCHES = 2
+
+
+class StreamFeed:
+    """Images that are decoded while training goes on.
+
+    Attributes:
+        failure: the first image that could not be decoded. In training a black one takes its place, so that no other
+            rank waits; of the test images none follow.
+    """
+
+    def __init__(
+        self, dataset: StreamedDataset, config: TrainConfig, rank: int, world_size: int, device: torch.device
+    ) -> None:
+        self.failure: str | None = None
+        self._dataset, self._device = dataset, device
+        self._seed, self._rank = config.seed, rank
+        self._plans = Plans(config, dataset.num_train)
+        self._steps = dataset.num_train // config.batch_size
+        self._mine = rank_range(config.batch_size, rank, world_size)
+        self._mine_of_test = rank_range(dataset.num_test, rank, world_size)
+        image_bytes = dataset.image_size**2 * 3
+        window = min(WINDOW_IMAGES, WINDOW_BYTES // image_bytes)
+        self._steps_of_window = max(1, window // len(self._mine))
+        _set_up_ray_data(world_size, config.verbose)
+
+    def train_batches(self, epoch: int, first_step: int) -> Batches:
+        plan, mine = self._plans.of(epoch), self._mine
+        first_window, skipped = divmod(first_step, self._steps_of_window)
+        order = np.random.default_rng([self._seed, epoch, 1]).permutation(len(self._dataset.train_groups))
+        groups = [self._dataset.train_groups[index] for index in order]
+        start = self._steps * mine.start + first_window * self._steps_of_window * len(mine)
+        pieces = cut(groups, start, self._steps * mine.stop)
+        batches = islice(self._shuffled(pieces, epoch, first_window), skipped, None)
+        for batch in batches:
+            self.failure = self.failure or first_error(batch)
+            images, labels, numbers = (as_tensor(batch[name], self._device) for name in ("image", "label", "number"))
+            chosen = torch.arange(len(labels), device=self._device)
+            host_numbers = torch.from_numpy(batch["number"])
+            of_batch = EpochPlan(numbers, plan.flip[host_numbers], plan.shift[host_numbers]).to(self._device)
+            yield augment(images, chosen, of_batch), labels
+
+    def test_batches(self) -> Batches:
+        mine = self._mine_of_test
+        for batch in self._decoded(cut(self._dataset.test_groups, mine.start, mine.stop), EVALUATION_BATCH):
+            self.failure = self.failure or first_error(batch)
+            if self.failure:
+                return
+            yield as_tensor(batch["image"], self._device), as_tensor(batch["label"], self._device)
+
+    def _decoded(self, pieces: list[Piece], batch_size: int) -> Iterator[Batch]:
+        """The images of the pieces in their order, in batches; decoded ahead by Ray's tasks, a piece each."""
+        if not pieces:
+            return iter(())
+        folder, image_size = self._dataset.folder, self._dataset.image_size
+
+        def decode(batch: Batch) -> Iterator[Batch]:
+            (index,) = batch["id"]
+            yield from decode_piece(folder, pieces[index], image_size)
+
+        numbers = ray.data.range(len(pieces), override_num_blocks=len(pieces))
+        images = numbers.map_batches(decode, batch_size=1, num_cpus=DECODING_CPUS)
+        batches: Iterator[Batch] = iter(
+            images.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=PREFETCHED_BATCHES)
+        )
+        return batches
+
+    def _shuffled(self, pieces: list[Piece], epoch: int, first_window: int) -> Iterator[Batch]:
+        """Batches whose images are drawn from one window after the other.
+
+        While one window is handed out, the next one fills at the same pace.
+        """
+        batch_size = len(self._mine)
+        source = self._decoded(pieces, batch_size)
+        waiting = list(islice(source, self._steps_of_window))
+        window = first_window
+        while waiting:
+            images = {name: np.concatenate([batch[name] for batch in waiting]) for name in waiting[0]}
+            order = np.random.default_rng([self._seed, epoch, 2, self._rank, window]).permutation(len(images["label"]))
+            waiting = []
+            for start in range(0, len(order), batch_size):
+                waiting += islice(source, 1)
+                yield {name: values[order[start : start + batch_size]] for name, values in images.items()}
+            window += 1
+
+
+def _set_up_ray_data(world_size: int, verbose: bool) -> None:
+    """Let the ranks share what the cluster has, and keep the images in order."""
+    context = DataContext.get_current()
+    total = ray.cluster_resources()
+    cpus = ray.available_resources().get("CPU", 0.0)
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        cpu=max(DECODING_CPUS, cpus / world_size),
+        object_store_memory=total.get("object_store_memory", 0.0) * STORE_SHARE / world_size,
+    )
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    if not verbose:
+        # It says of every epoch that its images were decoded.
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        # It warns that there is no bar.
+        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

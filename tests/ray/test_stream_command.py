@@ -1,0 +1,57 @@
+"""Runs whose images are decoded while training goes on, as a person starts them."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from command import main_command, run_main, started, wait_until
+
+pytestmark = pytest.mark.slow
+
+
+def test_terminated_run_that_streams_resumes_to_the_same_weights(numbered_images: Path, tmp_path: Path) -> None:
+    flags = ("--data", numbered_images, "--ingest", "stream", "--num-workers", 2, "--batch-size", 14, "--epochs", 2)
+    flags += ("--precision", "fp32", "--lr", 0.02)
+    undisturbed = run_main(*flags, "--run-name", "undisturbed", cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
+    assert "230 training and 61 test images, 230 classes, decoded while training goes on" in undisturbed.stdout
+    # Ray Data has nothing to say.
+    assert "pid=" not in undisturbed.stdout and undisturbed.stderr == ""
+    with started(tmp_path, main_command(*flags, "--run-name", "stopped")) as process:
+        wait_until(lambda: (tmp_path / "runs/stopped/startup.json").exists(), seconds=120)
+        process.terminate()
+        output, _ = process.communicate(timeout=60)
+    stopped = re.search(r"Stopped after step (\d+)", output)
+    assert process.returncode == 143 and stopped and int(stopped[1]) % 16, output
+    resumed = run_main("--resume", "stopped", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    models = [(tmp_path / "runs" / name / "model.safetensors").read_bytes() for name in ("undisturbed", "stopped")]
+    assert models[0] == models[1]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_image_that_cannot_be_decoded_ends_the_run_with_its_name(
+    split: str, numbered_images: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(numbered_images, tmp_path / "data")
+    file = tmp_path / "data" / f"{split}.parquet"
+    table = pq.read_table(file)
+    name = table.schema.names[0]
+    images = table.column(name).to_pylist()
+    # The driver's few examples come from the beginning of each row group, and no image of an epoch is left out.
+    images[-1] = {"bytes": b"no image", "path": None}
+    table = table.set_column(0, name, pa.array(images, table.schema.field(name).type))
+    pq.write_table(table, file, row_group_size=500)
+    for other in ("train", "test"):
+        # More images than the examples that the driver decodes.
+        path = tmp_path / "data" / f"{other}.parquet"
+        pq.write_table(pa.concat_tables([pq.read_table(path).slice(0, 60)] * 85 + [pq.read_table(path)]), path)
+    flags = ("--data", tmp_path / "data", "--ingest", "stream", "--num-workers", 2, "--batch-size", 1066, "--epochs", 1)
+    result = run_main(*flags, cwd=tmp_path)
+    assert result.returncode == 2, result.stdout + result.stderr
+    (line,) = result.stderr.splitlines()
+    assert re.match(rf"error: row \d+ of {split}.parquet holds a broken image \(not PNG or JPEG\)", line)
