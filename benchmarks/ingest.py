@@ -151,6 +151,8 @@ def main() -> None:
     # Clusters of other users of this machine, and their tokens, are none of ours.
     with tempfile.TemporaryDirectory(prefix="ingest-") as home:
         os.environ |= {"HOME": home, "RAY_TMPDIR": home, "RAY_USAGE_STATS_ENABLED": "0"}
+        # Ray's tasks import what decodes.
+        os.environ["PYTHONPATH"] = str(ROOT / "ray_app")
         rates = measure_reading(options.data, options.batch_size, options.rounds)
         runs = measure_training(options.data, options.batch_size, options.epochs)
     print(f"\nreading {options.data}, median of {options.rounds}\n")

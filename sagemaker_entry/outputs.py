@@ -13,7 +13,15 @@ from pyarrow import fs
 from job import Paths
 
 SOURCE = Path(__file__).resolve().parent.parent
-DATA_FILES = ("config.json", "metrics.csv", "curves.png", "startup.json")
+DATA_FILES = (
+    "config.json",
+    "metrics.csv",
+    "curves.png",
+    "startup.json",
+    "events.out.tfevents",
+    "profile.txt",
+    "trace.json.gz",
+)
 MODEL_FILES = ("model.safetensors", "config.json", "metrics.csv")
 # All that the serving script needs of the training code: these import nothing but torch and numpy.
 CODE_FILES = ("__init__.py", "model.py", "convolution.py", "batches.py")

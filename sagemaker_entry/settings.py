@@ -109,6 +109,8 @@ class JobConfig(TrainConfig):
         uri = self.checkpoint_uri
         self._expect("checkpoint_uri", uri is None or bool(re.fullmatch(r"s3://[^/]+/.+", uri)), "s3://BUCKET/PREFIX")
         self._expect("resume", not self.resume or bool(uri), "the --checkpoint-uri of that job next to it")
+        weights = self.init_from
+        self._expect("init_from", weights is None or weights.startswith("s3://"), "s3://BUCKET/..., which the job sees")
         self._check_tuning()
 
     def _check_tuning(self) -> None:

@@ -115,10 +115,9 @@ def place_workers(config: TrainConfig, cluster_file: Path = CLUSTER_FILE) -> Pla
             "(ray status)."
         )
     # What decodes images while training goes on needs CPUs, too.
-    for_workers = cpus / 2 if config.ingest == "stream" else cpus
-    # Ray keeps four decimals: round down, so that the parts fit into the whole.
-    fraction = int(for_workers / workers * 10_000) / 10_000
-    cpu_share = 1.0 if for_workers >= workers or config.min_workers else fraction
+    most = 0.5 if config.ingest == "stream" else 1.0
+    # Ray keeps four decimals: round down, so that the parts fit into the whole. An elastic run takes what is there.
+    cpu_share = most if config.min_workers else min(1.0, int(cpus * most / workers * 10_000) / 10_000)
     per_worker = {"CPU": cpu_share} | ({"GPU": 1.0} if use_gpu else {})
     return Placement(per_worker, use_gpu)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
@@ -32,14 +33,30 @@ class Classifier:
     std: Tensor
 
     @torch.no_grad()
-    def probabilities(self, images: npt.NDArray[np.uint8]) -> Tensor:
-        """Probability of each class, float32 (N, classes), for uint8 images (N, image_size, image_size, 3)."""
+    def probabilities(self, images: npt.NDArray[np.uint8], tta: bool = False) -> Tensor:
+        """Probability of each class, float32 (N, classes), for uint8 images (N, image_size, image_size, 3).
+
+        With test-time augmentation (`tta`), from the mean of six views' logits.
+        """
         parts = []
         for start in range(0, len(images), BATCH):
             batch = torch.from_numpy(images[start : start + BATCH])
-            logits = self.model(normalize(batch, self.mean, self.std, torch.float32))
+            inputs = normalize(batch, self.mean, self.std, torch.float32)
+            logits = self._mean_logits_of_views(inputs) if tta else self.model(inputs)
             parts.append(logits.softmax(dim=1))
         return torch.cat(parts)
+
+    def _mean_logits_of_views(self, inputs: Tensor) -> Tensor:
+        """Logits of images (N, 3, H, W) as they are, and moved by a pixel both ways; each mirrored, too.
+
+        After https://arxiv.org/abs/2404.00498, section 3.5: those in place count as much as all that are moved.
+        """
+        height, width = inputs.shape[2:]
+        padded = F.pad(inputs, (1, 1, 1, 1), mode="reflect")
+        moved = [padded[:, :, offset : offset + height, offset : offset + width] for offset in (0, 2)]
+        views = [(inputs, 0.25), *((view, 0.125) for view in moved)]
+        logits = [(self.model(view) + self.model(view.flip(3))) * weight for view, weight in views]
+        return torch.stack(logits).sum(dim=0)
 
 
 def load_classifier(location: str) -> Classifier:

@@ -6,6 +6,7 @@ could not begin in the middle of an epoch: a resumed run would see some images t
 """
 
 import logging
+import time
 from collections.abc import Iterator
 from itertools import islice
 
@@ -14,6 +15,7 @@ import ray
 import ray.data
 import torch
 from ray.data import DataContext, ExecutionResources
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from vgg_ddp.batches import EpochPlan, augment, rank_range
 from vgg_ddp.config import TrainConfig
@@ -27,6 +29,7 @@ WINDOW_BYTES = 2**27
 DECODING_CPUS = 0.5
 STORE_SHARE = 0.3
 PREFETCHED_BATCHES = 2
+QUICK_LOOK_SECONDS, MOST_LOOKS_IN_VAIN, REST_SECONDS = 0.01, 5, 0.03
 
 
 class StreamFeed:
@@ -112,6 +115,25 @@ class StreamFeed:
             window += 1
 
 
+class Unhurried(ExecutionCallback):  # type: ignore[misc]
+    """Lets Ray Data's executor, a thread of the worker's, rest when it looks at its tasks again and again in vain.
+
+    Ray 2.60 does so whenever decoded images wait to be taken, and takes up to a core of each worker's for it. While
+    there is something to do, each look waits for the tasks by itself.
+    """
+
+    def __init__(self) -> None:
+        self._looks_in_vain = 0
+        self._looked_at = 0.0
+
+    def on_execution_step(self, executor: object) -> None:  # noqa: ARG002 - Ray's signature
+        quick = time.monotonic() - self._looked_at < QUICK_LOOK_SECONDS
+        self._looks_in_vain = self._looks_in_vain + 1 if quick else 0
+        if self._looks_in_vain >= MOST_LOOKS_IN_VAIN:
+            time.sleep(REST_SECONDS)
+        self._looked_at = time.monotonic()
+
+
 def _set_up_ray_data(world_size: int, verbose: bool) -> None:
     """Let the ranks share what the cluster has, and keep the images in order."""
     context = DataContext.get_current()
@@ -122,6 +144,7 @@ def _set_up_ray_data(world_size: int, verbose: bool) -> None:
         cpu=max(DECODING_CPUS, cpus / world_size),
         object_store_memory=total.get("object_store_memory", 0.0) * STORE_SHARE / world_size,
     )
+    context.custom_execution_callback_classes = [Unhurried]
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     if not verbose:

@@ -215,7 +215,10 @@ class Worker:
         self.replica.average_buffers()
         test_loss, test_correct, test_count = self.evaluate().total()
         if test_count != self.num_test:
-            return self._refusal()
+            refusal = self._refusal()
+            if refusal is None:
+                raise RuntimeError(f"{test_count:.0f} of {self.num_test} test images were there: did the files change?")
+            return refusal
         progress.rows.append(
             {
                 "epoch": epoch + 1,

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from command import (
     PREDICT,
+    PREPARE,
     main_command,
     processes_marked,
     run_main,
@@ -140,3 +143,26 @@ def test_run_begins_with_the_weights_of_another(tiny_data: Path, undisturbed: by
             torch.testing.assert_close(parameter, file.get_tensor(name), rtol=0, atol=1e-6)
     gone = run_main("--num-workers", 0, "--data", tiny_data, "--init-from", "gone", cwd=tmp_path)
     assert gone.returncode == 2 and gone.stderr.count("\n") == 1 and "gone: expected a folder" in gone.stderr
+
+
+def test_thousand_classes_go_from_a_folder_of_images_to_predictions(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for index in range(1000):
+        folder = tmp_path / "photos" / f"класс {index}"
+        folder.mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    prepared = subprocess.run(
+        [sys.executable, str(PREPARE), "photos", "data", "--test-fraction", "0.5"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert "1,000 training and 1,000 test files, 1,000 classes" in prepared.stdout, prepared.stdout + prepared.stderr
+    trained = run_main("--num-workers", 0, "--data", "data", "--epochs", 1, "--run-name", "run", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "1,000 training and 1,000 test images, 1000 classes" in trained.stdout
+    command = [sys.executable, str(PREDICT), "runs/run", "photos/класс 7/0.png", "--top", "1000"]
+    predicted = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert set(re.findall(r"класс \d+", predicted.stdout)) == {f"класс {index}" for index in range(1000)}

@@ -1,5 +1,6 @@
 """Batches that Ray Data decodes, against those from memory; and runs that train on them."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,3 +101,16 @@ def test_every_test_image_belongs_to_one_rank(streamed: StreamedDataset, whole: 
         batches = [batch for feed in feeds for batch in feed.test_batches()]
         assert torch.equal(torch.cat([images for images, _ in batches]), torch.from_numpy(whole.test.images))
         assert torch.equal(torch.cat([labels for _, labels in batches]), torch.from_numpy(whole.test.labels))
+
+
+def test_decoding_ahead_that_has_to_wait_takes_little_processor_time(
+    streamed: StreamedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Hardly any room for what is decoded.
+    monkeypatch.setattr(stream_feed, "STORE_SHARE", 1e-6)
+    batches = StreamFeed(streamed, CONFIG, 0, 1, CPU).train_batches(0, 0)
+    next(batches)
+    started = time.process_time()
+    time.sleep(4)
+    assert time.process_time() - started < 2
+    assert len(list(batches)) == 15

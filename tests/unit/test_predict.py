@@ -9,7 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import predict
 import pytest
+import torch
 from PIL import Image
+
+from vgg_ddp.inference import load_classifier
+from vgg_ddp.model import VGG11
 
 Pixels = npt.NDArray[np.uint8]
 CLASSES = ("ant", "bee", "fly")
@@ -94,6 +98,34 @@ def test_accuracy_equals_the_count_by_hand(
     out = command(model_folder, "--data", tmp_path / "data", "--split", split)
     expected = {"train": "accuracy 83.33% (5 of 6 train images)", "test": "accuracy 33.33% (2 of 6 test images)"}
     assert out == expected[split] + "\n"
+
+
+def test_test_time_augmentation_is_told_next_to_the_plain_accuracy(
+    command: Callable[..., str],
+    model_folder: Path,
+    tmp_path: Path,
+    make_parquet: Callable[..., Path],
+    random_pixels: Pixels,
+    trained: VGG11,
+) -> None:
+    classifier = load_classifier(str(model_folder))
+    scaled = (random_pixels - classifier.mean.numpy()) / classifier.std.numpy()
+    padded = np.pad(scaled.transpose(0, 3, 1, 2), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    weights = {(1, 1): 0.5, (0, 0): 0.25, (2, 2): 0.25}
+    logits = np.zeros((6, 3))
+    with torch.no_grad():
+        for (row, column), weight in weights.items():
+            view = padded[:, :, row : row + 32, column : column + 32]
+            for mirrored in (view, view[..., ::-1]):
+                logits += weight / 2 * trained(torch.from_numpy(mirrored.copy())).numpy()
+    for split in ("train", "test"):
+        make_parquet(tmp_path / "data" / f"{split}.parquet", random_pixels, logits.argmax(axis=1))
+    plain, augmented = command(model_folder, "--data", tmp_path / "data", "--tta").splitlines()
+    assert plain.startswith("accuracy ")
+    assert augmented == "accuracy with test-time augmentation 100.00% (6 of 6 test images)"
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    expected = exponentials / exponentials.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(classifier.probabilities(random_pixels, tta=True), expected, atol=1e-5)
 
 
 def test_neither_images_nor_data_is_refused(refusal: Callable[..., str], model_folder: Path) -> None:

@@ -83,3 +83,9 @@ def test_help_answers_at_once_and_knows_the_flags_of_both() -> None:
     assert result.returncode == 0, result.stderr
     for flag in ("--epochs", "--batch-size", "--instance-type", "--spot", "--tune", "--dry-run"):
         assert flag in result.stdout
+
+
+def test_weights_on_this_machine_are_refused_since_the_job_would_not_see_them() -> None:
+    with pytest.raises(UsageError, match=r"--init-from runs/first: expected s3://BUCKET"):
+        config_of("--init-from", "runs/first")
+    assert config_of("--init-from", "s3://bucket/runs/first").init_from == "s3://bucket/runs/first"
