@@ -159,7 +159,7 @@ def test_thousand_classes_go_from_a_folder_of_images_to_predictions(tmp_path: Pa
         text=True,
         timeout=100,
     )
-    assert "1,000 training and 1,000 test files, 1,000 classes" in prepared.stdout, prepared.stdout + prepared.stderr
+    assert "1,000 training and 1,000 test files, 1000 classes" in prepared.stdout, prepared.stdout + prepared.stderr
     trained = run_main("--num-workers", 0, "--data", "data", "--epochs", 1, "--run-name", "run", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "1,000 training and 1,000 test images, 1000 classes" in trained.stdout
