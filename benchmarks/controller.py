@@ -18,7 +18,7 @@ import psutil
 import ray
 from program import ROOT
 from ray.train import RunConfig, ScalingConfig
-from ray.train.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from record import write_json
 
 # By the beginnings of their command lines.
