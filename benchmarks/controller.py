@@ -65,6 +65,10 @@ def shares(seconds: float) -> dict[str, float]:
     }
 
 
+def medians(samples: list[dict[str, float]]) -> dict[str, float]:
+    return {kind: statistics.median(sample[kind] for sample in samples) for kind in WATCHED}
+
+
 def measure(count: int, seconds: float, folder: str) -> list[dict[str, float]]:
     """Some measurements, one after the other, while so many workers sleep."""
     gate = Path(folder, f"over-{count}")
@@ -110,21 +114,12 @@ def main() -> None:
         ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
         for count in options.workers:
             results[count] = measure(count, options.seconds, home)
-            middle = {kind: statistics.median(sample[kind] for sample in results[count]) for kind in WATCHED}
-            print(
-                f"{count:>5} workers  " + "  ".join(f"{kind} {share:6.2%}" for kind, share in middle.items()),
-                flush=True,
-            )
+            line = "  ".join(f"{kind} {share:6.2%}" for kind, share in medians(results[count]).items())
+            print(f"{count:>5} workers  {line}", flush=True)
         ray.shutdown()
     most, least = max(results), min(results)
-    slopes = {
-        kind: (
-            statistics.median(sample[kind] for sample in results[most])
-            - statistics.median(sample[kind] for sample in results[least])
-        )
-        / max(1, most - least)
-        for kind in WATCHED
-    }
+    low, high = medians(results[least]), medians(results[most])
+    slopes = {kind: (high[kind] - low[kind]) / max(1, most - least) for kind in WATCHED}
     print(
         f"\nof a core for each worker more: controller {slopes['controller']:.4%}, GCS {slopes['head node: GCS']:.4%}"
     )

@@ -6,6 +6,7 @@ Needs Chromium and its driver (Debian: chromium, chromium-driver), and the packa
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 DOCS = Path(__file__).resolve().parent
 MAIN = DOCS.parent / "ray_app" / "main.py"
 RUN = "vgg11-sample"
+SECONDS_TO_START = 120
 SECONDS_TO_LOAD = 60
 SECONDS_TO_SETTLE = 5
 
@@ -89,7 +91,7 @@ def free_port() -> int:
 
 def wait_for_server(url: str) -> None:
     """Wait until a server answers."""
-    deadline = time.monotonic() + SECONDS_TO_LOAD
+    deadline = time.monotonic() + SECONDS_TO_START
     while True:
         try:
             urllib.request.urlopen(url, timeout=5).close()
@@ -101,18 +103,21 @@ def wait_for_server(url: str) -> None:
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """MLflow's pages for the store that the run left; gives their URL."""
+def mlflow_server(folder: Path, *options: str) -> Iterator[str]:
+    """MLflow's server for the store in a folder; gives its URL."""
     port = free_port()
     command = [Path(sys.executable).with_name("mlflow"), "server", "--backend-store-uri", "sqlite:///mlflow.db"]
-    command += ["--port", str(port), "--workers", "1"]
-    server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command += ["--port", str(port), "--workers", "1", *options]
+    server = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         url = f"http://127.0.0.1:{port}"
         wait_for_server(url)
         yield url
     finally:
-        server.terminate()
+        # The server's own workers would outlive it.
+        os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 

@@ -10,7 +10,6 @@ from vgg_ddp.flags import UsageError, flag
 from vgg_ddp.report import Row, best_row, mean_images_per_second, read_config, read_metrics
 from vgg_ddp.storage import Folder
 
-# Settings that say where a run is, not what it is.
 # Where a run was, and what it told of itself: nothing that decides its numbers.
 INCIDENTAL = ("storage_path", "run_name", "resume", "address", "data_dir", "mlflow", "profile", "verbose")
 

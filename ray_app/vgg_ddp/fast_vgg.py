@@ -3,6 +3,7 @@
 After "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (Jordan, 2024, https://arxiv.org/abs/2404.00498).
 """
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import torch
@@ -62,6 +63,12 @@ class FastVGG11(nn.Module):
     def stages(self) -> list[Stage]:
         return [layer for layer in self.features if isinstance(layer, Stage)]
 
+    def _beside(self, plain: VGG11) -> Iterable[tuple[Stage, nn.Conv2d, nn.BatchNorm2d]]:
+        """Each stage with the layers of a plain VGG11 that it stands for."""
+        convolutions = [layer for layer in plain.features if isinstance(layer, nn.Conv2d)]
+        norms = [layer for layer in plain.features if isinstance(layer, nn.BatchNorm2d)]
+        return zip(self.stages(), convolutions, norms, strict=True)
+
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor], with_head: bool) -> None:
         """Take up the function of a plain VGG11: all of it, or all but the classifier, whose biases are left out.
@@ -71,10 +78,8 @@ class FastVGG11(nn.Module):
         """
         plain = VGG11(len(tensors["classifier.weight"]) if with_head else 1)
         plain.load(tensors, with_head)
-        convolutions = [layer for layer in plain.features if isinstance(layer, nn.Conv2d)]
-        norms = [layer for layer in plain.features if isinstance(layer, nn.BatchNorm2d)]
         scales = torch.ones(3)
-        for stage, convolution, norm in zip(self.stages(), convolutions, norms, strict=True):
+        for stage, convolution, norm in self._beside(plain):
             assert (norm.weight > 0).all()
             stage.convolution.weight.copy_(convolution.weight * scales[:, None, None])
             scales = norm.weight
@@ -89,9 +94,7 @@ class FastVGG11(nn.Module):
     def to_vgg11(self) -> VGG11:
         """The same function as a plain VGG11, with torchvision's names and shapes."""
         plain = VGG11(self.classifier.out_features)
-        convolutions = [layer for layer in plain.features if isinstance(layer, nn.Conv2d)]
-        norms = [layer for layer in plain.features if isinstance(layer, nn.BatchNorm2d)]
-        for stage, convolution, norm in zip(self.stages(), convolutions, norms, strict=True):
+        for stage, convolution, norm in self._beside(plain):
             convolution.weight.copy_(stage.convolution.weight)
             norm.load_state_dict(stage.norm.state_dict())
         # The biases of a new VGG11 are 0.

@@ -33,16 +33,10 @@ class Feed(Protocol):
         """This rank's part of the test images, each of which belongs to exactly one rank."""
 
 
-class Plans:
-    """The order and the augmentation of each epoch, drawn for all ranks alike."""
-
-    def __init__(self, config: TrainConfig, num_images: int) -> None:
-        self._config, self._num_images = config, num_images
-
-    def of(self, epoch: int) -> EpochPlan:
-        config = self._config
-        alternating = config.chosen_recipe().alternating_flip
-        return plan_epoch(self._num_images, config.seed, epoch, config.augment_shift, alternating)
+def draw_plan(config: TrainConfig, num_images: int, epoch: int) -> EpochPlan:
+    """The order and the augmentation of an epoch, the same on all ranks and under both feeds."""
+    alternating = config.chosen_recipe().alternating_flip
+    return plan_epoch(num_images, config.seed, epoch, config.augment_shift, alternating)
 
 
 class MemoryFeed:
@@ -53,13 +47,13 @@ class MemoryFeed:
         train, test = dataset.train, dataset.test
         self._train, self._train_labels = as_tensor(train.images, device), as_tensor(train.labels, device)
         self._test, self._test_labels = as_tensor(test.images, device), as_tensor(test.labels, device)
-        self._plans, self._device = Plans(config, len(dataset.train)), device
+        self._config, self._device = config, device
         self._batch_size, self._steps = config.batch_size, len(dataset.train) // config.batch_size
         self._mine = rank_range(config.batch_size, rank, world_size)
         self._mine_of_test = rank_range(len(dataset.test), rank, world_size)
 
     def train_batches(self, epoch: int, first_step: int) -> Batches:
-        plan = self._plans.of(epoch).to(self._device)
+        plan = draw_plan(self._config, len(self._train), epoch).to(self._device)
         for step in range(first_step, self._steps):
             start = step * self._batch_size
             index = plan.order[start + self._mine.start : start + self._mine.stop]

@@ -70,9 +70,8 @@ class Follower:
             logger.warning("%s cannot be read: %s", self._run, error)
 
     def _print_what_is_new(self) -> None:
-        startup = {} if self._saw_first_step and not self._awaits_profile else read_startup(self._run)
-        first_step = startup.get("first step", 0.0)
-        if first_step > self._started_at and not self._saw_first_step:
+        first_step = 0.0 if self._saw_first_step else read_startup(self._run).get("first step", 0.0)
+        if first_step > self._started_at:
             print(f"Started:   first step {first_step - self._started_at:.1f} s after the command", flush=True)
             self._saw_first_step = True
         if self._saw_first_step and self._awaits_profile and self._run.exists(PROFILE_FILE):

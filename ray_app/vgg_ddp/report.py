@@ -75,11 +75,7 @@ def write_startup(run: Folder, phases: dict[str, float]) -> None:
 
 def read_startup(run: Folder) -> dict[str, float]:
     """The phases of startup.json; none before the first step."""
-    try:
-        phases: dict[str, float] = json.loads(run.read(STARTUP_FILE))
-    except FileNotFoundError:
-        return {}
-    return phases
+    return _read_numbers(run, STARTUP_FILE)
 
 
 def write_progress(run: Folder, progress: dict[str, float]) -> None:
@@ -89,11 +85,15 @@ def write_progress(run: Folder, progress: dict[str, float]) -> None:
 
 def read_progress(run: Folder) -> dict[str, float]:
     """What progress.json holds; nothing before the first steps."""
+    return _read_numbers(run, PROGRESS_FILE)
+
+
+def _read_numbers(run: Folder, name: str) -> dict[str, float]:
     try:
-        progress: dict[str, float] = json.loads(run.read(PROGRESS_FILE))
+        numbers: dict[str, float] = json.loads(run.read(name))
     except FileNotFoundError:
         return {}
-    return progress
+    return numbers
 
 
 def write_model(

@@ -19,7 +19,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from vgg_ddp.batches import EpochPlan, augment, rank_range
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.feeds import EVALUATION_BATCH, Batches, Plans, as_tensor
+from vgg_ddp.feeds import EVALUATION_BATCH, Batches, as_tensor, draw_plan
 from vgg_ddp.stream import Batch, Piece, StreamedDataset, cut, decode_piece, first_error
 
 # Images are shuffled within windows of neighbours in the drawn order of row groups.
@@ -45,8 +45,7 @@ class StreamFeed:
     ) -> None:
         self.failure: str | None = None
         self._dataset, self._device = dataset, device
-        self._seed, self._rank = config.seed, rank
-        self._plans = Plans(config, dataset.num_train)
+        self._config, self._rank = config, rank
         self._steps = dataset.num_train // config.batch_size
         self._mine = rank_range(config.batch_size, rank, world_size)
         self._mine_of_test = rank_range(dataset.num_test, rank, world_size)
@@ -56,9 +55,9 @@ class StreamFeed:
         _set_up_ray_data(world_size, config.verbose)
 
     def train_batches(self, epoch: int, first_step: int) -> Batches:
-        plan, mine = self._plans.of(epoch), self._mine
+        plan, mine = draw_plan(self._config, self._dataset.num_train, epoch), self._mine
         first_window, skipped = divmod(first_step, self._steps_of_window)
-        order = np.random.default_rng([self._seed, epoch, 1]).permutation(len(self._dataset.train_groups))
+        order = np.random.default_rng([self._config.seed, epoch, 1]).permutation(len(self._dataset.train_groups))
         groups = [self._dataset.train_groups[index] for index in order]
         start = self._steps * mine.start + first_window * self._steps_of_window * len(mine)
         pieces = cut(groups, start, self._steps * mine.stop)
@@ -107,7 +106,9 @@ class StreamFeed:
         window = first_window
         while waiting:
             images = {name: np.concatenate([batch[name] for batch in waiting]) for name in waiting[0]}
-            order = np.random.default_rng([self._seed, epoch, 2, self._rank, window]).permutation(len(images["label"]))
+            order = np.random.default_rng([self._config.seed, epoch, 2, self._rank, window]).permutation(
+                len(images["label"])
+            )
             waiting = []
             for start in range(0, len(order), batch_size):
                 waiting += islice(source, 1)

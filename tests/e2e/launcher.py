@@ -1,5 +1,6 @@
 """Ray's cluster commands and the project's own, as a person's laptop runs them."""
 
+import http.client
 import os
 import pty
 import secrets
@@ -120,18 +121,18 @@ class Laptop:
             process.wait()
 
 
-def get(url: str, token: str | None = None) -> bytes:
+def request(url: str, token: str | None = None) -> http.client.HTTPResponse:
     """The answer to a GET."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as response:
-        return bytes(response.read())
+    answer: http.client.HTTPResponse = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10)
+    return answer
 
 
 def status(url: str, token: str | None = None) -> int:
     """The HTTP status of a GET; 0 if nothing answers."""
     try:
-        get(url, token)
-        return 200
+        with request(url, token) as response:
+            return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code
     except OSError:

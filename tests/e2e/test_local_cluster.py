@@ -16,7 +16,7 @@ import yaml
 
 import ssh_hosts
 from command import MAIN, ROOT, wait_until
-from launcher import DOWN, SUBMIT, Laptop, get, status, watch_until_exit
+from launcher import DOWN, SUBMIT, Laptop, request, status, watch_until_exit
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(ssh_hosts.unavailable()), reason=ssh_hosts.unavailable())]
 
@@ -84,8 +84,8 @@ def test_run_trains_on_two_machines_that_do_not_have_the_code(
     assert "Data:      bundled CIFAR-10 sample: 5,000 training" in log.read_text()
     assert re.search(r"epoch 1/1 +loss ", log.read_text())
     assert (storage / "run" / "model.safetensors").exists()
-    with laptop.dashboard() as url:
-        (run,) = json.loads(get(f"{url}/api/train/v2/runs/v1", laptop.token))["train_runs"]
+    with laptop.dashboard() as url, request(f"{url}/api/train/v2/runs/v1", laptop.token) as response:
+        (run,) = json.load(response)["train_runs"]
     assert (run["name"], run["status"]) == ("run", "FINISHED")
 
 

@@ -1,21 +1,17 @@
 """What MLflow holds of a run, against its run folder."""
 
-import os
 import shutil
-import signal
-import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from command import free_port, wait_until
+from command import free_port
+from screenshots import mlflow_server
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError
 from vgg_ddp.report import Row, write_curves, write_metrics
@@ -48,37 +44,6 @@ def history(uri: str) -> dict[str, dict[int, list[float]]]:
 
 def by_epoch(rows: list[Row]) -> dict[str, dict[int, list[float]]]:
     return {name: {int(row["epoch"]): [row[name]] for row in rows} for name in rows[0]}
-
-
-@contextmanager
-def mlflow_server(folder: Path, *options: str) -> Iterator[str]:
-    """MLflow's own tracking server; gives its URL."""
-    port = free_port()
-    command = [
-        Path(sys.executable).with_name("mlflow"),
-        "server",
-        "--backend-store-uri",
-        f"sqlite:///{folder}/store.db",
-    ]
-    command += ["--port", str(port), "--workers", "1", *options]
-    url = f"http://127.0.0.1:{port}"
-
-    def is_up() -> bool:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return True
-        except OSError:
-            return False
-
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-    try:
-        wait_until(is_up, seconds=120)
-        yield url
-    finally:
-        # The server's own workers would outlive it.
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def assert_holds_the_run(server: str, location: str, run: Folder, make_rows: MakeRows, model_folder: Path) -> None:
@@ -180,7 +145,6 @@ def test_server_that_is_down_is_said_and_stops_nothing(
 
 
 def test_run_without_the_flag_imports_no_mlflow(run: Folder) -> None:
-    import sys
 
     before = "mlflow" in sys.modules
     with recorded(Run(TrainConfig(), "run", run, exists=False)):
