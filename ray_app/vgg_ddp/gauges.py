@@ -51,7 +51,10 @@ class Gauges:
 
 
 class RankMetrics:
-    """What differs from rank to rank: `ray_vgg_step_seconds_bucket{run="...", rank="0", phase="compute"}` and so on."""
+    """What differs from rank to rank: `ray_vgg_step_seconds_bucket{run="...", rank="0", phase="compute"}` and so on.
+
+    The steps since the last report (every 10 s) are lost when Ray ends a worker (ray-project/ray#66178).
+    """
 
     def __init__(self, run_name: str, rank: int) -> None:
         tags = {"run": run_name, "rank": str(rank)}

