@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# The square of a cutout may lie at one of so many heights and widths, whatever the size of the images.
+PLACES = 2**16
+
 
 @dataclass(frozen=True)
 class EpochPlan:
@@ -19,17 +22,29 @@ class EpochPlan:
         order: image indices in the order of training, int64 (N,).
         flip: whether image i is mirrored, bool (N,).
         shift: by how many pixels image i is moved up and left, int64 (N, 2).
+        place: where the square lies that is cut out of image i, int64 (N, 2) below `PLACES`: of all places inside of
+            the image, from its upper left to its lower right corner.
+        cutout: side of that square in pixels; 0: nothing is cut out.
     """
 
     order: Tensor
     flip: Tensor
     shift: Tensor
+    place: Tensor
+    cutout: int = 0
 
     def to(self, device: torch.device) -> "EpochPlan":
-        return EpochPlan(self.order.to(device), self.flip.to(device), self.shift.to(device))
+        order, flip, shift, place = (part.to(device) for part in (self.order, self.flip, self.shift, self.place))
+        return EpochPlan(order, flip, shift, place, self.cutout)
+
+    def of(self, numbers: Tensor) -> "EpochPlan":
+        """What happens to these images, int64 (n,), in this order."""
+        return EpochPlan(numbers, self.flip[numbers], self.shift[numbers], self.place[numbers], self.cutout)
 
 
-def plan_epoch(num_images: int, seed: int, epoch: int, max_shift: int, alternating_flip: bool = False) -> EpochPlan:
+def plan_epoch(
+    num_images: int, seed: int, epoch: int, max_shift: int, alternating_flip: bool = False, cutout: int = 0
+) -> EpochPlan:
     """Draw the order and the augmentation of an epoch. With max_shift 0, images are neither moved nor mirrored.
 
     With an alternating flip, each image is mirrored in every other epoch.
@@ -40,7 +55,9 @@ def plan_epoch(num_images: int, seed: int, epoch: int, max_shift: int, alternati
     if alternating_flip and max_shift:
         flip = (np.random.default_rng(seed).random(num_images) < 0.5) ^ bool(epoch % 2)
     shift = generator.integers(-max_shift, max_shift, size=(num_images, 2), endpoint=True)
-    return EpochPlan(torch.from_numpy(order), torch.from_numpy(flip), torch.from_numpy(shift))
+    place = generator.integers(PLACES, size=(num_images, 2)) if cutout else np.zeros((num_images, 2), np.int64)
+    as_tensor = torch.from_numpy
+    return EpochPlan(as_tensor(order), as_tensor(flip), as_tensor(shift), as_tensor(place), cutout)
 
 
 def rank_range(count: int, rank: int, world_size: int) -> range:
@@ -48,10 +65,12 @@ def rank_range(count: int, rank: int, world_size: int) -> range:
     return range(count * rank // world_size, count * (rank + 1) // world_size)
 
 
-def augment(images: Tensor, index: Tensor, plan: EpochPlan) -> Tensor:
-    """Pick images by index, move and mirror them as planned; pixels moved in from outside are reflected.
+def augment(images: Tensor, index: Tensor, plan: EpochPlan, fill: Tensor) -> Tensor:
+    """Pick images by index, move, mirror and cut out as planned; pixels moved in from outside are reflected.
 
-    Images are uint8 (N, H, W, 3), the index is int64 (B,), the result uint8 (B, H, W, 3).
+    Images are uint8 (N, H, W, 3), the index is int64 (B,), the fill of what is cut out uint8 (3,), the result uint8
+    (B, H, W, 3). See "Improved Regularization of Convolutional Neural Networks with Cutout" (DeVries and Taylor, 2017,
+    https://arxiv.org/abs/1708.04552); the square lies inside of the image here.
     """
     height, width = images.shape[1:3]
     shift = plan.shift[index]
@@ -59,7 +78,20 @@ def augment(images: Tensor, index: Tensor, plan: EpochPlan) -> Tensor:
     columns = torch.arange(width, device=images.device).expand(len(index), width)
     columns = torch.where(plan.flip[index, None], width - 1 - columns, columns)
     columns = _reflect(columns + shift[:, 1:], width)
-    return images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+    picked = images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+    if plan.cutout:
+        place = plan.place[index]
+        cut_rows = _span(place[:, :1], height, plan.cutout)
+        cut_columns = _span(place[:, 1:], width, plan.cutout)
+        picked[cut_rows[:, :, None] & cut_columns[:, None, :]] = fill
+    return picked
+
+
+def _span(place: Tensor, size: int, length: int) -> Tensor:
+    """Which of `size` positions, bool (B, size), belong to a span of this length at a place (B, 1) below `PLACES`."""
+    start = place * (size - length + 1) // PLACES
+    position = torch.arange(size, device=place.device)
+    return (position >= start) & (position < start + length)
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:

@@ -22,6 +22,7 @@ TRAJECTORY_FIELDS = (
     "init_from",
     *RECIPE_FIELDS,
     "augment_shift",
+    "cutout",
     "seed",
 )
 
@@ -60,6 +61,8 @@ class TrainConfig:
     """Label smoothing of the training loss. Unset: 0.1 (classic), 0.2 (fast)."""
     augment_shift: int = 2
     """Random shift of training images in pixels; they are also mirrored at random. 0: neither."""
+    cutout: int = 0
+    """Side in pixels of a square that is cut out of each training image at random. 0: none."""
     seed: int = 0
     """Seed of the weights, of the order of images and of the augmentation."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -106,7 +109,7 @@ class TrainConfig:
         recipe = self.chosen_recipe()
         for name in ("epochs", "batch_size"):
             self._expect(name, getattr(self, name) >= 1, "a positive number")
-        for name in ("num_workers", "augment_shift", "max_failures"):
+        for name in ("num_workers", "augment_shift", "cutout", "max_failures"):
             self._expect(name, getattr(self, name) >= 0, "zero or a positive number")
         self._expect("seed", 0 <= self.seed < 2**63, "zero or a positive number below 2**63")
         self._expect("weight_decay", 0 <= recipe.weight_decay < float("inf"), "zero or a positive number")
@@ -118,7 +121,8 @@ class TrainConfig:
         self._expect("momentum", 0 <= recipe.momentum < 1, "a number from 0 up to, but not including, 1")
         self._expect("label_smoothing", 0 <= recipe.label_smoothing < 1, "a number from 0 up to, but not including, 1")
         self._expect("image_size", self.image_size >= 32, "at least 32 pixels, since VGG11 halves images five times")
-        self._expect("augment_shift", self.augment_shift < self.image_size, "less than --image-size")
+        for name in ("augment_shift", "cutout"):
+            self._expect(name, getattr(self, name) < self.image_size, "less than --image-size")
         for name in ("run_name", "resume"):
             value = getattr(self, name)
             valid = value is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value)

@@ -36,7 +36,12 @@ class Feed(Protocol):
 def draw_plan(config: TrainConfig, num_images: int, epoch: int) -> EpochPlan:
     """The order and the augmentation of an epoch, the same on all ranks and under both feeds."""
     alternating = config.chosen_recipe().alternating_flip
-    return plan_epoch(num_images, config.seed, epoch, config.augment_shift, alternating)
+    return plan_epoch(num_images, config.seed, epoch, config.augment_shift, alternating, config.cutout)
+
+
+def mean_pixel(mean: tuple[float, ...], device: torch.device) -> Tensor:
+    """The mean of the channels as a pixel, uint8 (3,): what takes the place of what is cut out."""
+    return torch.tensor(mean, device=device).round().to(torch.uint8)
 
 
 class MemoryFeed:
@@ -47,7 +52,7 @@ class MemoryFeed:
         train, test = dataset.train, dataset.test
         self._train, self._train_labels = as_tensor(train.images, device), as_tensor(train.labels, device)
         self._test, self._test_labels = as_tensor(test.images, device), as_tensor(test.labels, device)
-        self._config, self._device = config, device
+        self._config, self._device, self._fill = config, device, mean_pixel(dataset.mean, device)
         self._batch_size, self._steps = config.batch_size, len(dataset.train) // config.batch_size
         self._mine = rank_range(config.batch_size, rank, world_size)
         self._mine_of_test = rank_range(len(dataset.test), rank, world_size)
@@ -57,7 +62,7 @@ class MemoryFeed:
         for step in range(first_step, self._steps):
             start = step * self._batch_size
             index = plan.order[start + self._mine.start : start + self._mine.stop]
-            yield augment(self._train, index, plan), self._train_labels[index]
+            yield augment(self._train, index, plan, self._fill), self._train_labels[index]
 
     def test_batches(self) -> Batches:
         mine = self._mine_of_test

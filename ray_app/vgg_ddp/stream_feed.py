@@ -17,9 +17,9 @@ import torch
 from ray.data import DataContext, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from vgg_ddp.batches import EpochPlan, augment, rank_range
+from vgg_ddp.batches import augment, rank_range
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.feeds import EVALUATION_BATCH, Batches, as_tensor, draw_plan
+from vgg_ddp.feeds import EVALUATION_BATCH, Batches, as_tensor, draw_plan, mean_pixel
 from vgg_ddp.stream import Batch, Piece, StreamedDataset, cut, decode_piece, first_error
 
 # Images are shuffled within windows of neighbours in the drawn order of row groups.
@@ -44,7 +44,7 @@ class StreamFeed:
         self, dataset: StreamedDataset, config: TrainConfig, rank: int, world_size: int, device: torch.device
     ) -> None:
         self.failure: str | None = None
-        self._dataset, self._device = dataset, device
+        self._dataset, self._device, self._fill = dataset, device, mean_pixel(dataset.mean, device)
         self._config, self._rank = config, rank
         self._steps = dataset.num_train // config.batch_size
         self._mine = rank_range(config.batch_size, rank, world_size)
@@ -64,11 +64,10 @@ class StreamFeed:
         batches = islice(self._shuffled(pieces, epoch, first_window), skipped, None)
         for batch in batches:
             self.failure = self.failure or first_error(batch)
-            images, labels, numbers = (as_tensor(batch[name], self._device) for name in ("image", "label", "number"))
+            images, labels = (as_tensor(batch[name], self._device) for name in ("image", "label"))
             chosen = torch.arange(len(labels), device=self._device)
-            host_numbers = torch.from_numpy(batch["number"])
-            of_batch = EpochPlan(numbers, plan.flip[host_numbers], plan.shift[host_numbers]).to(self._device)
-            yield augment(images, chosen, of_batch), labels
+            of_batch = plan.of(torch.from_numpy(batch["number"])).to(self._device)
+            yield augment(images, chosen, of_batch, self._fill), labels
 
     def test_batches(self) -> Batches:
         mine = self._mine_of_test

@@ -9,6 +9,8 @@ from torchvision.transforms.functional import normalize as torchvision_normalize
 
 from vgg_ddp.batches import EpochPlan, augment, normalize, plan_epoch, rank_range
 
+FILL = torch.tensor([250, 1, 2], dtype=torch.uint8)
+
 
 def same(first: EpochPlan, second: EpochPlan) -> tuple[bool, bool, bool]:
     return (
@@ -90,15 +92,48 @@ def test_augmentation_equals_reflection_padding_crop_and_flip(max_shift: int) ->
     expected = torch.stack(
         [by_hand(images[i], *plan.shift[i].tolist(), bool(plan.flip[i]), max_shift) for i in index.tolist()]
     )
-    augmented = augment(images, index, plan)
+    augmented = augment(images, index, plan, FILL)
     assert augmented.dtype == torch.uint8
     assert torch.equal(augmented, expected)
+
+
+@pytest.mark.parametrize("side", [1, 3, 7])
+def test_cutout_fills_one_square_inside_of_each_image(side: int) -> None:
+    images = torch.zeros(3000, 8, 9, 3, dtype=torch.uint8)
+    plan = plan_epoch(len(images), seed=1, epoch=0, max_shift=2, cutout=side)
+    augmented = augment(images, plan.order, plan, FILL)
+    cut = (augmented == FILL).all(dim=3)
+    assert torch.equal(cut, (augmented != 0).any(dim=3))
+    rows, columns = cut.any(dim=2), cut.any(dim=1)
+    assert torch.equal(cut, rows[:, :, None] & columns[:, None, :])
+    for spans, size in ((rows, 8), (columns, 9)):
+        assert (spans.sum(dim=1) == side).all()
+        starts = spans.int().argmax(dim=1)
+        ends = size - spans.flip(1).int().argmax(dim=1)
+        assert torch.equal(ends - starts, torch.full_like(starts, side))
+        # All places are about as frequent: five standard deviations.
+        places = size - side + 1
+        expected = len(images) / places
+        assert (starts.bincount(minlength=places) - expected).abs().max() < 5 * expected**0.5
+
+
+def test_cutout_changes_neither_order_nor_shift_nor_flip() -> None:
+    plain, cut = plan_epoch(100, seed=2, epoch=1, max_shift=2), plan_epoch(100, seed=2, epoch=1, max_shift=2, cutout=5)
+    assert same(plain, cut) == (True, True, True)
+
+
+def test_plan_of_some_images_does_to_them_what_the_whole_plan_does() -> None:
+    images = torch.randint(0, 256, (20, 8, 8, 3), dtype=torch.uint8)
+    plan = plan_epoch(len(images), seed=1, epoch=0, max_shift=2, cutout=3)
+    numbers = torch.tensor([7, 3, 19])
+    chosen = augment(images[numbers], torch.arange(3), plan.of(numbers), FILL)
+    assert torch.equal(chosen, augment(images, numbers, plan, FILL))
 
 
 def test_shift_0_leaves_images_as_they_are() -> None:
     images = torch.randint(0, 256, (20, 8, 8, 3), dtype=torch.uint8)
     plan = plan_epoch(len(images), seed=1, epoch=0, max_shift=0)
-    assert torch.equal(augment(images, plan.order, plan), images[plan.order])
+    assert torch.equal(augment(images, plan.order, plan, FILL), images[plan.order])
 
 
 def test_normalize_equals_torchvision() -> None:

@@ -37,6 +37,7 @@ def started(run: Folder) -> TrainConfig:
         weight_decay=0.125,
         label_smoothing=0.25,
         augment_shift=1,
+        cutout=5,
         seed=7,
         data="sample",
         image_size=48,
@@ -107,6 +108,7 @@ CHANGES = {
     "weight_decay": 0.0,
     "label_smoothing": 0.0,
     "augment_shift": 0,
+    "cutout": 0,
     "seed": 0,
 }
 
