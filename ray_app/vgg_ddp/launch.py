@@ -101,7 +101,7 @@ def _train_on_ray(run: Run, address: str, loading: "Future[Inputs]", phases: dic
             print(f"Dashboard: http://{connection.dashboard_url} (its token: ray get-auth-token)")
         print(f"Workers:   {run.config.num_workers} on {kind}, starting", flush=True)
         with Follower(run, phases["command"]) as follower:
-            outcome = _fit(run, inputs, placement, phases, follower.live_seconds)
+            outcome = _fit(run, inputs, placement, address == ray_environment.LOCAL, phases, follower.live_seconds)
         return _conclude(run, outcome)
     except InterruptedRunError as error:
         print(f"\nStopped by {error}.\n{_how_to_go_on(run)}", flush=True)
@@ -129,7 +129,12 @@ def _announce(run: Run, dataset: Dataset | StreamedDataset) -> None:
 
 
 def _fit(
-    run: Run, inputs: Inputs, placement: "Placement", phases: dict[str, float], live_seconds: float | None
+    run: Run,
+    inputs: Inputs,
+    placement: "Placement",
+    own_cluster: bool,
+    phases: dict[str, float],
+    live_seconds: float | None,
 ) -> "Outcome | None":
     """Train under Ray Train; None if the workers failed, after their first exception was printed."""
     import ray
@@ -151,7 +156,7 @@ def _fit(
         stop_requested=stop_flag.is_up,
         live_seconds=live_seconds,
     )
-    trainer = build_trainer(job, run.folder, placement.resources_per_worker)
+    trainer = build_trainer(job, run.folder, placement.resources_per_worker, own_cluster)
     try:
         outcome: Outcome = call_interruptibly(trainer.fit, stop_flag.put_up).return_value
     except TrainingFailedError as error:

@@ -18,7 +18,7 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum on filters (O, I, 3, 3), orthogonalised as matrices (O, 9 I), whose norm is kept.
 
     Args:
-        dtype: of the large matrix products.
+        dtype: of the matrix products.
         share: whether each rank works out the steps of some filters and all give theirs to the others. Pays where ranks
             are on one machine and have few cores each.
     """
@@ -54,13 +54,13 @@ class Muon(torch.optim.Optimizer):
         return weight.grad.add(velocity, alpha=momentum).permute(0, 2, 3, 1).flatten(1)
 
     def _orthogonalize(self, matrices: list[Tensor]) -> list[Tensor]:
-        """The steps of all filters, in their shapes and types."""
+        """The steps of all filters, in their shapes."""
         if self._owners is None:
             steps = [orthogonalize(matrix, self._dtype) for matrix in matrices]
         else:
             rank = dist.get_rank()
             steps = [
-                orthogonalize(matrix, self._dtype) if owner == rank else torch.empty_like(matrix)
+                orthogonalize(matrix, self._dtype) if owner == rank else torch.empty_like(matrix, dtype=self._dtype)
                 for matrix, owner in zip(matrices, self._owners, strict=True)
             ]
             for step, owner in zip(steps, self._owners, strict=True):
@@ -72,20 +72,23 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """Move the singular values of a matrix with at most as many rows as columns near 1, by a Newton-Schulz iteration.
 
     Each iteration maps x to a x + b x^3 + c x^5. It is worked out on the square of the matrix, so that only two large
-    products are needed whatever the number of iterations.
+    products are needed whatever the number of iterations. All products, and the result, are of `dtype`.
     """
-    scaled = (matrix / (matrix.norm() + 1e-7)).to(dtype)
-    square = (scaled @ scaled.T).to(matrix.dtype)
     a, b, c = COEFFICIENTS
-    identity = torch.eye(len(square), dtype=matrix.dtype, device=matrix.device)
-    product = identity
+    scaled = (matrix / (matrix.norm() + 1e-7)).to(dtype)
+    square = scaled @ scaled.T
+    product: Tensor | None = None
     for iteration in range(ITERATIONS):
-        factor = a * identity + b * square + c * (square @ square)
-        product = factor @ product if iteration else factor
+        # Added up in the matrix's own precision: next to the identity, bf16 would round small values away.
+        factor = b * square.to(matrix.dtype) + c * (square @ square).to(matrix.dtype)
+        factor.diagonal().add_(a)
+        factor = factor.to(dtype)
+        product = factor if product is None else factor @ product
         if iteration + 1 < ITERATIONS:
             square = factor @ square @ factor
-    result: Tensor = product.to(dtype) @ scaled
-    return result.to(matrix.dtype)
+    assert product is not None
+    result: Tensor = product @ scaled
+    return result
 
 
 def assign(costs: Sequence[float], world_size: int) -> list[int]:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from vgg_ddp import checkpoint
+from vgg_ddp.allocation import keep_freed_memory
 from vgg_ddp.data import Dataset
 from vgg_ddp.failures import is_consequence
 from vgg_ddp.hangs import explain, find_hung_ranks, is_timeout
@@ -40,6 +41,7 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
         set_timeout(timedelta(seconds=job.config.collective_timeout_seconds))
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if job.use_gpu else torch.device("cpu")
+    keep_freed_memory()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     inputs = ray.get(job.inputs) if isinstance(job.inputs, ray.ObjectRef) else job.inputs
     run, precision, newest = from_rank_zero(lambda: _start(job, device))

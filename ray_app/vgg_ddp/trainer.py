@@ -8,6 +8,8 @@ from typing import Any
 from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from vgg_ddp.failures import FailureReporter
 from vgg_ddp.job import Job
@@ -43,11 +45,26 @@ class TolerantTorchConfig(TorchConfig):  # type: ignore[misc]
         return TolerantBackend
 
 
-def build_trainer(job: Job, run: Folder, resources_per_worker: dict[str, float]) -> TorchTrainer:
+class LeanTrainer(TorchTrainer):  # type: ignore[misc]
+    """Ray's trainer for a cluster that ends with the run, without two actors that have nothing to do there.
+
+    They would clean up after a controller that the cluster outlives, and manage Ray Train's datasets, of which there
+    are none. Each takes seconds of a core to start, and 1 % of one from then on.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        needless = (PlacementGroupCleanerCallback, DatasetsCallback)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
+
+
+def build_trainer(
+    job: Job, run: Folder, resources_per_worker: dict[str, float], own_cluster: bool = True
+) -> TorchTrainer:
     """A trainer whose workers each run `train_loop` on the job, restarted together when one fails."""
     config = job.config
     storage_path, name = posixpath.split(run.path)
-    return TorchTrainer(
+    trainer = LeanTrainer if own_cluster else TorchTrainer
+    return trainer(
         train_loop,
         train_loop_config={"job": job},
         torch_config=TolerantTorchConfig(timeout_s=math.ceil(config.collective_timeout_seconds)),

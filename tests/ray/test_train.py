@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from ray.util.state import list_actors
 
 from vgg_ddp.job import Outcome
 from vgg_ddp.report import Row
@@ -54,6 +55,13 @@ def test_every_test_image_is_counted_once_by_three_workers(curves: dict[int, lis
     # 60 images: an accuracy that counted one twice or not at all would be no multiple of 1/60.
     for row in curves[3]:
         assert row["test_accuracy"] * 60 == pytest.approx(round(row["test_accuracy"] * 60), abs=1e-4)
+
+
+@pytest.mark.usefixtures("curves")
+def test_no_actor_runs_beside_the_workers_that_has_nothing_to_do() -> None:
+    kinds = {actor.class_name for actor in list_actors(limit=1000)}
+    assert {"RayTrainWorker", "TrainController"} <= kinds
+    assert not kinds & {"PlacementGroupCleaner", "DatasetManager", "PreemptionWatcher", "TrainStateActor"}
 
 
 def test_diverging_run_stops_all_ranks_and_names_the_step(train: Train) -> None:
