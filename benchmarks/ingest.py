@@ -1,6 +1,6 @@
 """Images that are decoded while training goes on, against images decoded before, and against torch's DataLoader.
 
-    python benchmarks/ingest.py --data ../cifar10 --rounds 3
+    python benchmarks/ingest.py --data ../cifar10 --rounds 3 --seeds 0 1 2
 
 First how many images a second each way of reading brings, without any training: all read the same Parquet files, in
 turn, with all cores. Then runs of two workers: from memory, streamed, and streamed on a cluster whose object store is
@@ -128,15 +128,19 @@ def _wait_for(port: int) -> None:
             time.sleep(0.5)
 
 
-def measure_training(data: str, batch_size: int, epochs: int) -> dict[str, Trained]:
-    """A run of each kind."""
+def measure_training(data: str, batch_size: int, epochs: int, seeds: list[int]) -> dict[str, list[Trained]]:
+    """Runs of each kind, one for each seed."""
     flags = ["--data", data, "--num-workers", 2, "--batch-size", batch_size, "--epochs", epochs]
-    runs = {
-        "from memory": train(*flags, "--ingest", "memory", watch_memory=True),
-        "streamed": train(*flags, "--ingest", "stream", watch_memory=True),
-    }
-    with cluster_with_small_store() as address:
-        runs["streamed, small store"] = train(*flags, "--ingest", "stream", "--address", address, watch_memory=True)
+    runs: dict[str, list[Trained]] = {"from memory": [], "streamed": [], "streamed, small store": []}
+    for seed in seeds:
+        of_seed = [*flags, "--seed", seed]
+        runs["from memory"].append(train(*of_seed, "--ingest", "memory", watch_memory=True))
+        runs["streamed"].append(train(*of_seed, "--ingest", "stream", watch_memory=True))
+        with cluster_with_small_store() as address:
+            small = train(*of_seed, "--ingest", "stream", "--address", address, watch_memory=True)
+        runs["streamed, small store"].append(small)
+        for kind, trained in runs.items():
+            print(f"seed {seed}: {kind:<22} test {trained[-1].rows[-1]['test_accuracy']:.2%}", flush=True)
     return runs
 
 
@@ -144,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="of reading; default: %(default)s")
     parser.add_argument("--epochs", type=int, default=3, help="of training; default: %(default)s")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of training; default: 0")
     parser.add_argument("--data", default="sample", help="sample, or a folder of Parquet files")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--json", type=Path)
@@ -154,18 +159,26 @@ def main() -> None:
         # Ray's tasks import what decodes.
         os.environ["PYTHONPATH"] = str(ROOT / "ray_app")
         rates = measure_reading(options.data, options.batch_size, options.rounds)
-        runs = measure_training(options.data, options.batch_size, options.epochs)
+        runs = measure_training(options.data, options.batch_size, options.epochs, options.seeds)
     print(f"\nreading {options.data}, median of {options.rounds}\n")
     for name, values in rates.items():
         print(f"  {name:<22} {statistics.median(values):10,.0f} images/s  ({min(values):,.0f} to {max(values):,.0f})")
     print(f"\ntraining, 2 workers, global batch {options.batch_size}, {options.epochs} epochs\n")
-    for name, run in runs.items():
-        speed = statistics.median(row["images_per_second"] for row in run.rows)
-        peaks = ", ".join(f"{peak / 1e6:,.0f}" for peak in run.peaks_by_epoch())
-        accuracy = run.rows[-1]["test_accuracy"]
-        print(f"  {name:<22} {speed:7.1f} images/s  test {accuracy:.2%}  peak of a worker by epoch {peaks} MB")
-    settings = {name: getattr(options, name) for name in ("data", "batch_size", "rounds", "epochs")}
-    training = {name: {"rows": run.rows, "peaks_by_epoch": run.peaks_by_epoch()} for name, run in runs.items()}
+    for name, of_seeds in runs.items():
+        speed = statistics.median(row["images_per_second"] for run in of_seeds for row in run.rows)
+        of_epochs = zip(*(run.peaks_by_epoch() for run in of_seeds), strict=True)
+        peaks = ", ".join(f"{max(of_epoch) / 1e6:,.0f}" for of_epoch in of_epochs)
+        finals = [run.rows[-1]["test_accuracy"] for run in of_seeds]
+        spread = f" +- {statistics.stdev(finals):.2%}" if len(finals) > 1 else ""
+        print(
+            f"  {name:<22} {speed:7.1f} images/s  test {statistics.mean(finals):.2%}{spread}  "
+            f"peak of a worker by epoch {peaks} MB"
+        )
+    settings = {name: getattr(options, name) for name in ("data", "batch_size", "rounds", "epochs", "seeds")}
+    training = {
+        name: [{"rows": run.rows, "peaks_by_epoch": run.peaks_by_epoch()} for run in of_seeds]
+        for name, of_seeds in runs.items()
+    }
     write_json(options.json, {"settings": settings, "images_per_second": rates, "training": training})
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import SPLITS, Dataset, Source, load_dataset
 from vgg_ddp.flags import UsageError
-from vgg_ddp.parquet import find_files, open_file
+from vgg_ddp.parquet import find_files, look_at_files
 from vgg_ddp.pretrained import Pretrained, read_pretrained
 from vgg_ddp.stream import StreamedDataset, open_stream
 
@@ -66,9 +66,7 @@ def decoded_bytes(source: Source, image_size: int) -> int:
     images = 0
     for split in SPLITS:
         folder, files = find_files(source.location, split)
-        for name in files:
-            with open_file(folder, name) as parquet:
-                images += parquet.file.metadata.num_rows
+        images += sum(look_at_files(folder, files, lambda parquet: int(parquet.file.metadata.num_rows)))
     return images * image_size**2 * 3
 
 

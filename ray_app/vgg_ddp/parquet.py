@@ -2,11 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,8 @@ from vgg_ddp.images import decode_image
 from vgg_ddp.storage import Folder
 
 IMAGE_COLUMNS = ("img", "image")
+FILES_AT_A_TIME = 16
+T = TypeVar("T")
 
 
 def find_files(location: str, split: str) -> tuple[Folder, list[str]]:
@@ -72,6 +75,7 @@ class ParquetImages:
         columns: the names of the two columns in the file.
     """
 
+    name: str
     file: pq.ParquetFile
     columns: tuple[str, str]
 
@@ -94,9 +98,24 @@ def open_file(folder: Folder, name: str) -> Iterator[ParquetImages]:
     try:
         with folder.filesystem.open_input_file((folder / name).path) as stream:
             file = pq.ParquetFile(stream)
-            yield ParquetImages(file, (_check_columns(file.schema_arrow, str(folder / name)), "label"))
+            yield ParquetImages(name, file, (_check_columns(file.schema_arrow, str(folder / name)), "label"))
     except (OSError, pa.ArrowInvalid) as error:
         raise UsageError(f"{folder / name} cannot be read as Parquet: {error}") from error
+
+
+def look_at_files(folder: Folder, names: Sequence[str], look: Callable[[ParquetImages], T]) -> list[T]:
+    """What a function finds in each of some files, in their order. Several at a time: in S3 it mostly waits.
+
+    Raises:
+        UsageError: naming the first file where something is wrong.
+    """
+
+    def look_at(name: str) -> T:
+        with open_file(folder, name) as parquet:
+            return look(parquet)
+
+    with ThreadPoolExecutor(FILES_AT_A_TIME) as pool:
+        return list(pool.map(look_at, names))
 
 
 def _check_columns(schema: pa.Schema, file: str) -> str:

@@ -10,11 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from vgg_ddp.data import Source, SplitName, channel_statistics, name_classes
 from vgg_ddp.flags import UsageError
-from vgg_ddp.parquet import class_names, decode_images, find_files, open_file, read_labels
+from vgg_ddp.parquet import (
+    ParquetImages,
+    class_names,
+    decode_images,
+    find_files,
+    look_at_files,
+    open_file,
+    read_labels,
+)
 from vgg_ddp.storage import Folder
 
 # What the driver decodes to learn the channels' mean and standard deviation, and for whitening.
@@ -107,23 +114,30 @@ def _look_at(
     """The row groups of a split, each with its lowest and highest label, and the class names where there are any."""
     folder, files = find_files(source.location, split)
     found: list[tuple[RowGroup, int, int]] = []
-    names: tuple[str, ...] | None = None
     first = 0
-    for name in files:
+    looks = look_at_files(folder, files, _look_at_labels)
+    for name, (_, groups) in zip(files, looks, strict=True):
         first_in_file = 0
-        with open_file(folder, name) as parquet:
-            names = names or class_names(parquet.file.schema_arrow)
-            for index in range(parquet.file.num_row_groups):
-                labels = parquet.file.read_row_group(index, columns=["label"])
-                read_labels(labels, name, first_in_file)
-                if len(labels):
-                    ends = pc.min_max(labels.column("label")).as_py()
-                    found.append((RowGroup(name, index, first, first_in_file, len(labels)), ends["min"], ends["max"]))
-                first += len(labels)
-                first_in_file += len(labels)
+        for index, (rows, low, high) in enumerate(groups):
+            if rows:
+                found.append((RowGroup(name, index, first, first_in_file, rows), low, high))
+            first += rows
+            first_in_file += rows
     if not found:
         raise UsageError(f"the {split} split of {source.location} is empty: expected at least one image.")
-    return folder, found, names
+    return folder, found, next((names for names, _ in looks if names), None)
+
+
+def _look_at_labels(parquet: ParquetImages) -> tuple[tuple[str, ...] | None, list[tuple[int, int, int]]]:
+    """Class names where a file has them; and of each row group how many rows, and the lowest and highest label."""
+    groups = []
+    first = 0
+    for index in range(parquet.file.num_row_groups):
+        table = parquet.file.read_row_group(index, columns=["label"])
+        labels = read_labels(table, parquet.name, first)
+        groups.append((len(labels), int(labels.min()), int(labels.max())) if len(labels) else (0, 0, 0))
+        first += len(labels)
+    return class_names(parquet.file.schema_arrow), groups
 
 
 def _decode_examples(folder: Folder, groups: Sequence[RowGroup], image_size: int) -> npt.NDArray[np.uint8]:

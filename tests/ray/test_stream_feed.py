@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 Train = Callable[..., tuple[Outcome, list[Row]]]
 Batch = tuple[torch.Tensor, torch.Tensor]
 # 16 steps of 14 images an epoch; 6 images are left out.
-CONFIG = TrainConfig(num_workers=2, batch_size=14, seed=3)
+CONFIG = TrainConfig(num_workers=2, batch_size=14, seed=3, cutout=9)
 
 
 @pytest.fixture(scope="module")
