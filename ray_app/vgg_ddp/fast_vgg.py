@@ -18,6 +18,8 @@ NORM_MOMENTUM = 0.4
 # The classifier begins with weights of standard deviation 1 on 512 features.
 LOGIT_SCALE = 1 / 512
 WHITENING_EPSILON = 5e-4
+# Large maps of a layer that does not learn are needed for a moment only: not all of a batch at once on a CPU.
+IMAGES_IN_CACHE = 32
 
 
 class Stage(nn.Module):
@@ -32,10 +34,16 @@ class Stage(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H, W), or half of H and W."""
-        images = self.convolution(images)
-        if self.pooled:
-            images = F.max_pool2d(images, kernel_size=2)
+        if self.convolution.weight.requires_grad or images.device.type != "cpu":
+            images = self._convolve(images)
+        else:
+            with torch.no_grad():
+                images = torch.cat([self._convolve(part) for part in images.split(IMAGES_IN_CACHE)])
         return F.relu(self.norm(images), inplace=True)
+
+    def _convolve(self, images: Tensor) -> Tensor:
+        images = self.convolution(images)
+        return F.max_pool2d(images, kernel_size=2) if self.pooled else images
 
 
 class FastVGG11(nn.Module):

@@ -36,36 +36,44 @@ class Muon(torch.optim.Optimizer):
         """Take one step. A collective if the work is shared."""
         (group,) = self.param_groups
         filters: list[Tensor] = group["params"]
-        updates = self._orthogonalize([self._direction(weight, group["momentum"]) for weight in filters])
-        for weight, update in zip(filters, updates, strict=True):
+        for weight in filters:
+            velocity, gradient = self._velocity(weight), weight.grad
+            assert gradient is not None
+            torch.add(gradient, velocity, alpha=group["momentum"], out=velocity)
+        for weight, update in zip(filters, self._updates(filters, group["momentum"]), strict=True):
             # Batch normalisation follows: only the direction of a filter matters, and a fixed norm keeps lr's meaning.
             weight.mul_(len(weight) ** 0.5 / weight.norm())
             weight.add_(update, alpha=-group["lr"])
 
-    def _direction(self, weight: Tensor, momentum: float) -> Tensor:
-        """Gradient with Nesterov momentum, as a matrix (O, 9 I)."""
+    def _velocity(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(weight)
         velocity: Tensor = state["momentum_buffer"]
-        assert weight.grad is not None
-        velocity.mul_(momentum).add_(weight.grad)
-        # With channels last this is a view: the order of columns does not matter.
-        return weight.grad.add(velocity, alpha=momentum).permute(0, 2, 3, 1).flatten(1)
+        return velocity
 
-    def _orthogonalize(self, matrices: list[Tensor]) -> list[Tensor]:
-        """The steps of all filters, in their shapes."""
+    def _updates(self, filters: list[Tensor], momentum: float) -> list[Tensor]:
+        """The orthogonal steps of all filters, in their shapes."""
         if self._owners is None:
-            steps = [orthogonalize(matrix, self._dtype) for matrix in matrices]
-        else:
-            rank = dist.get_rank()
-            steps = [
-                orthogonalize(matrix, self._dtype) if owner == rank else torch.empty_like(matrix, dtype=self._dtype)
-                for matrix, owner in zip(matrices, self._owners, strict=True)
-            ]
-            for step, owner in zip(steps, self._owners, strict=True):
-                dist.broadcast(step, owner)
-        return [step.unflatten(1, (3, 3, -1)).permute(0, 3, 1, 2) for step in steps]
+            return [self._update(weight, momentum) for weight in filters]
+        rank = dist.get_rank()
+        updates = [
+            self._update(weight, momentum)
+            if owner == rank
+            else torch.empty_like(weight, dtype=self._dtype, memory_format=torch.channels_last)
+            for weight, owner in zip(filters, self._owners, strict=True)
+        ]
+        for update, owner in zip(updates, self._owners, strict=True):
+            dist.broadcast(update, owner)
+        return updates
+
+    def _update(self, weight: Tensor, momentum: float) -> Tensor:
+        """The orthogonal step of a filter, by its gradient with Nesterov momentum."""
+        assert weight.grad is not None
+        direction = weight.grad.add(self._velocity(weight), alpha=momentum)
+        # With channels last these are views: the order of columns does not matter.
+        update: Tensor = orthogonalize(direction.permute(0, 2, 3, 1).flatten(1), self._dtype).unflatten(1, (3, 3, -1))
+        return update.permute(0, 3, 1, 2)
 
 
 def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
