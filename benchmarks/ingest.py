@@ -3,8 +3,8 @@
     python benchmarks/ingest.py --data ../cifar10 --rounds 3 --seeds 0 1 2
 
 First how many images a second each way of reading brings, without any training: all read the same Parquet files, in
-turn, with all cores. Then runs of two workers: from memory, streamed, and streamed on a cluster whose object store is
-smaller than the decoded images; their speed, their accuracy, and the memory of a worker in each epoch.
+turn, with all cores. Then runs of two workers: from memory, and streamed on a cluster whose object store is smaller
+than the decoded images; their speed, their accuracy, and the memory of a worker in each epoch.
 """
 
 import argparse
@@ -131,11 +131,10 @@ def _wait_for(port: int) -> None:
 def measure_training(data: str, batch_size: int, epochs: int, seeds: list[int]) -> dict[str, list[Trained]]:
     """Runs of each kind, one for each seed."""
     flags = ["--data", data, "--num-workers", 2, "--batch-size", batch_size, "--epochs", epochs]
-    runs: dict[str, list[Trained]] = {"from memory": [], "streamed": [], "streamed, small store": []}
+    runs: dict[str, list[Trained]] = {"from memory": [], "streamed, small store": []}
     for seed in seeds:
         of_seed = [*flags, "--seed", seed]
         runs["from memory"].append(train(*of_seed, "--ingest", "memory", watch_memory=True))
-        runs["streamed"].append(train(*of_seed, "--ingest", "stream", watch_memory=True))
         with cluster_with_small_store() as address:
             small = train(*of_seed, "--ingest", "stream", "--address", address, watch_memory=True)
         runs["streamed, small store"].append(small)

@@ -20,17 +20,20 @@ import torch
 from program import LIMIT_SECONDS, ROOT, train
 from record import write_json
 
-# Input channels, output channels, height and width of each convolution's maps, for 32 x 32 pixels.
-CONVOLUTIONS = (
-    (3, 64, 32),
-    (64, 128, 16),
-    (128, 256, 8),
-    (256, 256, 8),
-    (256, 512, 4),
-    (512, 512, 4),
-    (512, 512, 2),
-    (512, 512, 2),
-)
+sys.path.insert(0, str(ROOT / "ray_app"))
+from vgg_ddp.model import LAYERS
+
+
+def convolutions(image_size: int = 32) -> list[tuple[int, int, int]]:
+    """Input channels, output channels, and height and width of the maps, of each convolution."""
+    found, channels, size = [], 3, image_size
+    for layer in LAYERS:
+        if isinstance(layer, int):
+            found.append((channels, layer, size))
+            channels = layer
+        else:
+            size //= 2
+    return found
 
 
 def flops_per_image(first_layer_learns: bool = True) -> float:
@@ -39,7 +42,7 @@ def flops_per_image(first_layer_learns: bool = True) -> float:
     Forward, the gradient of the filters, and, but for the first layer, that of the maps cost the same.
     """
     total = 0.0
-    for index, (ins, outs, size) in enumerate(CONVOLUTIONS):
+    for index, (ins, outs, size) in enumerate(convolutions()):
         # Of the three rows of a filter, one lies outside at each border.
         taps = (3 * size - 2) ** 2
         total += 2.0 * ins * outs * taps * (3 if index else 1 + first_layer_learns)
@@ -49,7 +52,7 @@ def flops_per_image(first_layer_learns: bool = True) -> float:
 def flops_of_muon() -> float:
     """Floating-point operations of the matrix products in one step of Muon's, on all filters but the first layer's."""
     # Three iterations take nine products of square matrices, and two of the whole filters.
-    return sum(2.0 * (9 * outs**3 + 2 * outs * outs * 9 * ins) for ins, outs, _ in CONVOLUTIONS[1:])
+    return sum(2.0 * (9 * outs**3 + 2 * outs * outs * 9 * ins) for ins, outs, _ in convolutions()[1:])
 
 
 def measure_products(dtype: torch.dtype, size: int = 2048, rounds: int = 5) -> float:
