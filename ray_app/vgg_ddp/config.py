@@ -23,6 +23,7 @@ TRAJECTORY_FIELDS = (
     *RECIPE_FIELDS,
     "augment_shift",
     "cutout",
+    "gradients",
     "seed",
 )
 
@@ -67,6 +68,8 @@ class TrainConfig:
     """Seed of the weights, of the order of images and of the augmentation."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast where the processor or GPU computes in it, else fp32."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """Type in which the workers exchange gradients. bf16: half of the bytes, for slow links between machines."""
     compile: bool = False
     """Compile the model with torch.compile (pays off on GPUs)."""
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from vgg_ddp.fast_vgg import FastVGG11
 from vgg_ddp.model import VGG11
@@ -37,6 +38,7 @@ class Replica:
         device: torch.device,
         precision: str,
         compiled: bool,
+        gradients: str,
         build: Callable[[nn.Module], Optimizers],
     ) -> None:
         self.module = module
@@ -48,6 +50,8 @@ class Replica:
             move_to_device=device,
             parallel_strategy_kwargs={SYNC_BUFFERS: False, "gradient_as_bucket_view": True},
         )
+        if gradients == "bf16" and isinstance(self.ddp, nn.parallel.DistributedDataParallel):
+            self.ddp.register_comm_hook(None, bf16_compress_hook)
         if compiled:
             self.ddp.compile()
         self.optimizers = build(module)

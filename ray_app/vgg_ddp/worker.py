@@ -84,6 +84,7 @@ class Worker:
             device,
             precision,
             config.compile,
+            config.gradients,
             lambda model: build_optimizers(
                 model, self.recipe, config.batch_size, DTYPES[precision], device.type == "cpu" and ranks.on_one_machine
             ),

@@ -57,6 +57,14 @@ def test_every_test_image_is_counted_once_by_three_workers(curves: dict[int, lis
         assert row["test_accuracy"] * 60 == pytest.approx(round(row["test_accuracy"] * 60), abs=1e-4)
 
 
+def test_gradients_in_bf16_lead_to_nearly_the_same_losses(train: Train, curves: dict[int, list[Row]]) -> None:
+    outcome, rows = train(2, gradients="bf16", **SETTINGS)
+    assert outcome.kind == "finished"
+    losses, exact = [row["loss"] for row in rows], [row["loss"] for row in curves[2]]
+    assert losses == pytest.approx(exact, rel=0.01)
+    assert losses != exact
+
+
 @pytest.mark.usefixtures("curves")
 def test_no_actor_runs_beside_the_workers_that_has_nothing_to_do() -> None:
     kinds = {actor.class_name for actor in list_actors(limit=1000)}

@@ -109,6 +109,7 @@ CHANGES = {
     "label_smoothing": 0.0,
     "augment_shift": 0,
     "cutout": 0,
+    "gradients": "bf16",
     "seed": 0,
 }
 
