@@ -140,9 +140,18 @@ def read_slope(path: Path) -> tuple[float, float]:
     return base, results["slopes"]["controller"]
 
 
-def describe_limits(predictions: Sequence[Prediction], controller: tuple[float, float] | None) -> list[str]:
+def describe_limits(
+    predictions: Sequence[Prediction], controller: tuple[float, float] | None, options: argparse.Namespace
+) -> list[str]:
     """Where the numbers above stop to mean anything."""
     lines = []
+    node = next(prediction for prediction in predictions if prediction.gpus > options.gpus_of_node)
+    of_node = node.limits["training"] / math.ceil(node.gpus / options.gpus_of_node)
+    lines.append(
+        f"with {node.gpus} GPUs each node trains on {of_node:,.0f} images/s: streamed, they take "
+        f"{of_node / options.decoded_by_core:,.0f} cores to decode, and what S3 gives a node is enough for images of "
+        f"{options.storage_gbit_of_node * 1e9 / 8 / of_node:,.0f} bytes"
+    )
     large = [prediction for prediction in predictions if prediction.gpus * prediction.batch_of_gpu > 5000]
     if large:
         lines.append(
@@ -210,7 +219,7 @@ def main() -> None:
             f"{prediction.images_per_second:>12,.0f}  {prediction.efficiency:>9.0%}  {prediction.bottleneck}"
         )
     controller = read_slope(options.controller) if options.controller else None
-    print("\nWhere this ends:", *describe_limits(predictions, controller), sep="\n- ")
+    print("\nWhere this ends:", *describe_limits(predictions, controller, options), sep="\n- ")
     write_json(options.json, _as_json(link, predictions, options))
 
 

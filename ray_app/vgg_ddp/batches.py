@@ -83,7 +83,8 @@ def augment(images: Tensor, index: Tensor, plan: EpochPlan, fill: Tensor) -> Ten
         place = plan.place[index]
         cut_rows = _span(place[:, :1], height, plan.cutout)
         cut_columns = _span(place[:, 1:], width, plan.cutout)
-        picked[cut_rows[:, :, None] & cut_columns[:, None, :]] = fill
+        is_cut = cut_rows[:, :, None] & cut_columns[:, None, :]
+        picked = torch.where(is_cut[..., None], fill, picked)
     return picked
 
 

@@ -72,6 +72,7 @@ class ParquetImages:
     """An open Parquet file of images and labels.
 
     Attributes:
+        name: of the file, in its folder.
         columns: the names of the two columns in the file.
     """
 
