@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 sys.path.insert(0, str(ROOT / "ray_app"))
+from vgg_ddp import ray_environment
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import find_source, load_dataset
 from vgg_ddp.feeds import Feed, MemoryFeed
@@ -155,8 +156,8 @@ def main() -> None:
     # Clusters of other users of this machine, and their tokens, are none of ours.
     with tempfile.TemporaryDirectory(prefix="ingest-") as home:
         os.environ |= {"HOME": home, "RAY_TMPDIR": home, "RAY_USAGE_STATS_ENABLED": "0"}
-        # Ray's tasks import what decodes.
-        os.environ["PYTHONPATH"] = str(ROOT / "ray_app")
+        # As main.py sets it, here and on the cluster with a small store.
+        ray_environment.prepare(None, streamed=True)
         rates = measure_reading(options.data, options.batch_size, options.rounds)
         runs = measure_training(options.data, options.batch_size, options.epochs, options.seeds)
     print(f"\nreading {options.data}, median of {options.rounds}\n")

@@ -57,7 +57,7 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
         loading = pool.submit(load, run.config, source)
         if run.config.num_workers == 0:
             return _train_in_this_process(run, loading, phases)
-        address = ray_environment.prepare(run.config.address)
+        address = ray_environment.prepare(run.config.address, ingest == "stream")
         with recorded(run):
             return _train_on_ray(run, address, loading, phases)
 

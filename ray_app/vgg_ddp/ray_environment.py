@@ -27,9 +27,14 @@ LOCAL_DEFAULTS = {
     # A busy laptop can take longer than Ray's 60 s to import torch in every worker, and would then start over for ever.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
 }
+STREAMING_DEFAULTS = {
+    # Ray ends processes that had nothing to do for a second. Those that decode wait between two row groups, and new
+    # ones take seconds of a core to start.
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
+}
 
 
-def prepare(address: str | None) -> str:
+def prepare(address: str | None, streamed: bool = False) -> str:
     """Set what Ray reads from the environment, but for what the user has set; to be called before Ray is imported.
 
     Returns:
@@ -38,7 +43,7 @@ def prepare(address: str | None) -> str:
     address = address or os.environ.get("RAY_ADDRESS") or LOCAL
     defaults = DEFAULTS
     if address == LOCAL:
-        defaults = DEFAULTS | LOCAL_DEFAULTS
+        defaults = DEFAULTS | LOCAL_DEFAULTS | (STREAMING_DEFAULTS if streamed else {})
         # Ray's processes inherit the path: cheaper than shipping the package to the machine it is on.
         folders = [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
         os.environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder)
