@@ -2,13 +2,15 @@
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from command import main_command, run_main, started, wait_until
+from command import ROOT, main_command, run_main, started, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -55,3 +57,46 @@ def test_image_that_cannot_be_decoded_ends_the_run_with_its_name(
     assert result.returncode == 2, result.stdout + result.stderr
     (line,) = result.stderr.splitlines()
     assert re.match(rf"error: row \d+ of {split}.parquet holds a broken image \(not PNG or JPEG\)", line)
+
+
+# Four tasks at once on one CPU, then nothing to do for longer than Ray usually waits.
+PAUSE = """
+import os
+import sys
+import time
+from pathlib import Path
+
+from vgg_ddp import ray_environment
+
+ray_environment.prepare(None, streamed=sys.argv[1] == "streamed")
+
+import psutil
+import ray
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+here = Path(sys.argv[2])
+
+@ray.remote(num_cpus=0.25)
+def decode(number):
+    (here / str(number)).touch()
+    while len(list(here.iterdir())) < 4:
+        time.sleep(0.1)
+    return os.getpid()
+
+pids = ray.get([decode.remote(number) for number in range(4)])
+time.sleep(8)
+print(len(set(pids)), sum(psutil.pid_exists(pid) for pid in pids))
+"""
+
+
+def test_processes_that_decode_outlive_a_pause(tmp_path: Path) -> None:
+    counts = {}
+    for kind in ("streamed", "plain"):
+        folder = tmp_path / kind
+        folder.mkdir()
+        command = [sys.executable, "-c", PAUSE, kind, str(folder)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT / "ray_app", timeout=120)
+        running, alive = map(int, result.stdout.split())
+        assert running == 4
+        counts[kind] = alive
+    assert counts["streamed"] == 4 > counts["plain"]
