@@ -191,7 +191,7 @@ def main() -> None:
         "--node-link-gbytes", type=float, default=10.0, help="between GPUs of a node, GB/s; default: %(default)s (PCIe)"
     )
     add("--latency", type=float, default=30e-6, help="seconds of a message; assumed: %(default)s")
-    add("--decoded-by-core", type=float, default=4500.0, help="images a second; default: as ingest.py measured it")
+    add("--decoded-by-core", type=float, default=4100.0, help="images a second; default: as ingest.py measured it")
     add("--image-bytes", type=float, default=900.0, help="of an encoded image; default: %(default)s (32 x 32, JPEG)")
     add("--storage-gbit-of-node", type=float, default=20.0, help="what a node reads from S3; assumed: %(default)s")
     add("--from-memory", action="store_true", help="images are decoded before training")
