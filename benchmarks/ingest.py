@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import ray
 import torch
 from PIL import Image
-from program import ROOT, Trained, train
+from program import ROOT, Trained, mean_and_spread, train
 from record import write_json
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -157,7 +157,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ingest-") as home:
         os.environ |= {"HOME": home, "RAY_TMPDIR": home, "RAY_USAGE_STATS_ENABLED": "0"}
         # As main.py sets it, here and on the cluster with a small store.
-        ray_environment.prepare(None, streamed=True)
+        ray_environment.prepare(ray_environment.LOCAL, streamed=True)
         rates = measure_reading(options.data, options.batch_size, options.rounds)
         runs = measure_training(options.data, options.batch_size, options.epochs, options.seeds)
     print(f"\nreading {options.data}, median of {options.rounds}\n")
@@ -169,10 +169,8 @@ def main() -> None:
         of_epochs = zip(*(run.peaks_by_epoch() for run in of_seeds), strict=True)
         peaks = ", ".join(f"{max(of_epoch) / 1e6:,.0f}" for of_epoch in of_epochs)
         finals = [run.rows[-1]["test_accuracy"] for run in of_seeds]
-        spread = f" +- {statistics.stdev(finals):.2%}" if len(finals) > 1 else ""
         print(
-            f"  {name:<22} {speed:7.1f} images/s  test {statistics.mean(finals):.2%}{spread}  "
-            f"peak of a worker by epoch {peaks} MB"
+            f"  {name:<22} {speed:7.1f} images/s  test {mean_and_spread(finals)}  peak of a worker by epoch {peaks} MB"
         )
     settings = {name: getattr(options, name) for name in ("data", "batch_size", "rounds", "epochs", "seeds")}
     training = {

@@ -1,10 +1,12 @@
 """Runs the project's program for a benchmark."""
 
 import csv
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,12 @@ class Trained:
             max((used for moment, used in self.memory if start < moment <= end), default=0)
             for start, end in zip([ends[0] - self.rows[0]["seconds"], *ends], ends, strict=False)
         ]
+
+
+def mean_and_spread(accuracies: Sequence[float]) -> str:
+    """Mean of some runs, and their standard deviation where there are several, as text."""
+    spread = f" +- {statistics.stdev(accuracies):.2%}" if len(accuracies) > 1 else ""
+    return f"{statistics.mean(accuracies):.2%}{spread}"
 
 
 def train(*flags: object, processes: int = 0, watch_memory: bool = False) -> Trained:

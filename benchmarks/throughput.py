@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT / "ray_app"))
 from vgg_ddp.model import LAYERS
 
 
-def convolutions(image_size: int = 32) -> list[tuple[int, int, int]]:
-    """Input channels, output channels, and height and width of the maps, of each convolution."""
-    found, channels, size = [], 3, image_size
+def convolutions() -> list[tuple[int, int, int]]:
+    """Input channels, output channels, and height and width of the maps, of each convolution, for 32 x 32 pixels."""
+    found, channels, size = [], 3, 32
     for layer in LAYERS:
         if isinstance(layer, int):
             found.append((channels, layer, size))

@@ -11,7 +11,7 @@ import argparse
 import statistics
 from pathlib import Path
 
-from program import train
+from program import mean_and_spread, train
 from record import write_json
 
 TARGETS = (0.80, 0.85, 0.90, 0.92, 0.94)
@@ -53,9 +53,8 @@ def main() -> None:
                     f"{recipe}, {epochs} epochs, seed {seed}: {finals[-1]:.2%} in {seconds[-1]:,.0f} s  {reached}",
                     flush=True,
                 )
-            spread = f" +- {statistics.stdev(finals):.2%}" if len(finals) > 1 else ""
             middle = statistics.median(seconds)
-            summary.append(f"  {recipe:<8} {epochs:>3} epochs  {statistics.mean(finals):.2%}{spread}  {middle:,.0f} s")
+            summary.append(f"  {recipe:<8} {epochs:>3} epochs  {mean_and_spread(finals)}  {middle:,.0f} s")
     print(f"\nmean and standard deviation of {len(options.seeds)} seed(s), median of seconds\n", *summary, sep="\n")
     settings = {"data": options.data, "num_workers": options.num_workers, "flags": options.flags}
     write_json(options.json, {"settings": settings | {"n": len(options.seeds)}, "runs": runs})

@@ -145,7 +145,6 @@ def test_server_that_is_down_is_said_and_stops_nothing(
 
 
 def test_run_without_the_flag_imports_no_mlflow(run: Folder) -> None:
-
     before = "mlflow" in sys.modules
     with recorded(Run(TrainConfig(), "run", run, exists=False)):
         assert ("mlflow" in sys.modules) == before
