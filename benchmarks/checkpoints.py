@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--every-seconds", type=float, default=2.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    flags = ["--data", options.data, "--epochs", "1", "--batch-size", "100"]
+    flags = ["--data", options.data, "--recipe", "classic", "--epochs", "1", "--batch-size", "100"]
     costs: list[float] = []
     for number in range(options.rounds):
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as many:

@@ -131,7 +131,7 @@ def _wait_for(port: int) -> None:
 
 def measure_training(data: str, batch_size: int, epochs: int, seeds: list[int]) -> dict[str, list[Trained]]:
     """Runs of each kind, one for each seed."""
-    flags = ["--data", data, "--num-workers", 2, "--batch-size", batch_size, "--epochs", epochs]
+    flags = ["--data", data, "--recipe", "classic", "--num-workers", 2, "--batch-size", batch_size, "--epochs", epochs]
     runs: dict[str, list[Trained]] = {"from memory": [], "streamed, small store": []}
     for seed in seeds:
         of_seed = [*flags, "--seed", seed]

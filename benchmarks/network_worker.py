@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vgg_ddp.model import build_model
 from vgg_ddp.optim import build_optimizers
-from vgg_ddp.recipe import RECIPES
+from vgg_ddp.recipe import CLASSIC
 from vgg_ddp.replica import SYNC_BUFFERS
 
 ADDRESS = "10.10.0.1"
@@ -40,7 +40,7 @@ class Training:
         self.ddp = DistributedDataParallel(model, bucket_cap_mb=bucket_mb, **settings)
         if compress:
             self.ddp.register_comm_hook(None, bf16_compress_hook)
-        self.optimizers = build_optimizers(model, RECIPES["classic"], batch_size)
+        self.optimizers = build_optimizers(model, CLASSIC, batch_size)
         self.images = torch.randn(batch_size, 3, 32, 32).to(memory_format=torch.channels_last)
         self.labels = torch.randint(10, (batch_size,))
 

@@ -54,16 +54,8 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    flags = [
-        "--data",
-        options.data,
-        "--epochs",
-        2,
-        "--batch-size",
-        options.batch_size,
-        "--precision",
-        options.precision,
-    ]
+    flags = ["--data", options.data, "--recipe", "classic", "--epochs", 2]
+    flags += ["--batch-size", options.batch_size, "--precision", options.precision]
     programs = {
         "torchrun": lambda: train(*flags, "--num-workers", 0, processes=options.num_workers),
         "Ray Train": lambda: train(*flags, "--num-workers", options.num_workers),

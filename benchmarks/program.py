@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT_SECONDS = 1800
+MAIN = ROOT / "ray_app" / "main.py"
+LIMIT_SECONDS = 4 * 3600
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,12 @@ def mean_and_spread(accuracies: Sequence[float]) -> str:
     return f"{statistics.mean(accuracies):.2%}{spread}"
 
 
-def train(*flags: object, processes: int = 0, watch_memory: bool = False) -> Trained:
+def train(
+    *flags: object, processes: int = 0, watch_memory: bool = False, script: Sequence[object] = (MAIN,)
+) -> Trained:
     """A finished run: under Ray, or of as many processes as are named under torchrun.
 
-    To watch the memory takes time from the run.
+    To watch the memory takes time from the run. Another script, with its first arguments, may stand for main.py.
 
     Raises:
         SystemExit: with what the run printed, if it fails.
@@ -59,7 +62,7 @@ def train(*flags: object, processes: int = 0, watch_memory: bool = False) -> Tra
     torchrun = [Path(sys.executable).with_name("torchrun"), "--standalone", f"--nproc-per-node={processes}"]
     launcher = torchrun if processes else [sys.executable]
     with tempfile.TemporaryDirectory() as folder:
-        command = [*launcher, ROOT / "ray_app" / "main.py", *flags, "--storage-path", folder, "--run-name", "run"]
+        command = [*launcher, *script, *flags, "--storage-path", folder, "--run-name", "run"]
         log = Path(folder, "log")
         with log.open("w") as output, subprocess.Popen(list(map(str, command)), stdout=output, stderr=output) as run:
             memory = _wait(run, watch_memory)

@@ -30,7 +30,7 @@ def main() -> None:
         "strong": dict.fromkeys(WORKERS, options.batch_size),
         "weak": {count: options.batch_size * count // WORKERS[-1] for count in WORKERS},
     }
-    flags = ["--data", options.data, "--epochs", 1, "--precision", options.precision]
+    flags = ["--data", options.data, "--recipe", "classic", "--epochs", 1, "--precision", options.precision]
     speeds: dict[str, dict[int, list[float]]] = {kind: {count: [] for count in WORKERS} for kind in batch_sizes}
     memory: dict[int, int] = dict.fromkeys(WORKERS, 0)
     for number in range(options.rounds):

@@ -24,9 +24,9 @@ sys.path.insert(0, str(ROOT / "ray_app"))
 from vgg_ddp.model import LAYERS
 
 
-def convolutions() -> list[tuple[int, int, int]]:
-    """Input channels, output channels, and height and width of the maps, of each convolution, for 32 x 32 pixels."""
-    found, channels, size = [], 3, 32
+def convolutions(image_size: int = 32) -> list[tuple[int, int, int]]:
+    """Input channels, output channels, and height and width of the maps, of each convolution."""
+    found, channels, size = [], 3, image_size
     for layer in LAYERS:
         if isinstance(layer, int):
             found.append((channels, layer, size))
@@ -36,13 +36,13 @@ def convolutions() -> list[tuple[int, int, int]]:
     return found
 
 
-def flops_per_image(first_layer_learns: bool = True) -> float:
+def flops_per_image(first_layer_learns: bool = True, image_size: int = 32) -> float:
     """Floating-point operations to train on one image, without products with the padding's zeros.
 
     Forward, the gradient of the filters, and, but for the first layer, that of the maps cost the same.
     """
     total = 0.0
-    for index, (ins, outs, size) in enumerate(convolutions()):
+    for index, (ins, outs, size) in enumerate(convolutions(image_size)):
         # Of the three rows of a filter, one lies outside at each border.
         taps = (3 * size - 2) ** 2
         total += 2.0 * ins * outs * taps * (3 if index else 1 + first_layer_learns)

@@ -4,7 +4,7 @@
 
 Accuracy is that of plain test images after the last epoch, without test-time augmentation. Seconds are those of
 training, evaluation and starting apart. Flags after -- go to main.py. To tune, give a --data whose test split is held
-out from the training images.
+out from the training images. `accuracy_picture.py` draws what --json keeps.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from program import mean_and_spread, train
 from record import write_json
+from throughput import flops_per_image
 
 TARGETS = (0.80, 0.85, 0.90, 0.92, 0.94)
 
@@ -33,6 +34,7 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["fast", "classic"])
     parser.add_argument("--epochs", nargs="+", type=int, default=[2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("flags", nargs="*", help="more flags of main.py, after --")
@@ -43,11 +45,15 @@ def main() -> None:
         for epochs in options.epochs:
             finals, seconds = [], []
             for seed in options.seeds:
-                flags = ["--data", options.data, "--recipe", recipe, "--epochs", epochs, "--seed", seed, *options.flags]
-                rows = train(*flags, "--num-workers", options.num_workers).rows
+                flags = ["--data", options.data, "--recipe", recipe, "--epochs", epochs, "--seed", seed]
+                flags += ["--image-size", options.image_size, "--num-workers", options.num_workers, *options.flags]
+                rows = train(*flags).rows
                 finals.append(rows[-1]["test_accuracy"])
                 seconds.append(sum(row["seconds"] for row in rows))
-                runs.append({"recipe": recipe, "epochs": epochs, "seed": seed, "rows": rows})
+                images = rows[0]["images_per_second"] * rows[0]["seconds"] * epochs
+                flops = images * flops_per_image(recipe != "fast", options.image_size)
+                run = {"recipe": recipe, "epochs": epochs, "image_size": options.image_size, "seed": seed}
+                runs.append(run | {"training_flops": flops, "rows": rows})
                 reached = "  ".join(f"{target:.0%}: {first_to_reach(rows, target)}" for target in TARGETS)
                 print(
                     f"{recipe}, {epochs} epochs, seed {seed}: {finals[-1]:.2%} in {seconds[-1]:,.0f} s  {reached}",

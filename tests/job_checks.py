@@ -17,8 +17,8 @@ Submit = Callable[..., dict[str, Any]]
 """Submits a job with these flags; gives what SageMaker says of it."""
 Simulate = Callable[..., SimulatedJob]
 """Lays out the hosts of a job."""
-TINY = ("--data", "s3://bucket/tiny", "--precision", "fp32")
-SAMPLE = ("--data", "sample", "--precision", "fp32", "--epochs", 1, "--batch-size", 100)
+TINY = ("--data", "s3://bucket/tiny", "--recipe", "classic", "--precision", "fp32")
+SAMPLE = ("--data", "sample", "--recipe", "classic", "--precision", "fp32", "--epochs", 1, "--batch-size", 100)
 
 
 def assert_model(host: Container) -> None:

@@ -5,13 +5,13 @@ import re
 from typing import Literal, Self
 
 from vgg_ddp.flags import UsageError, flag
-from vgg_ddp.recipe import RECIPES, Recipe
+from vgg_ddp.recipe import Recipe, choose_recipe
 
 PROGRAM = "python ray_app/main.py"
 DATA_NAMES = ("auto", "cifar10", "sample")
 
 # Settings that the recipe brings unless they are given.
-RECIPE_FIELDS = ("lr", "momentum", "weight_decay", "label_smoothing")
+RECIPE_FIELDS = ("lr", "momentum", "weight_decay", "label_smoothing", "augment_shift", "cutout")
 # What decides the numbers that a run computes: a resumed run must not change them.
 TRAJECTORY_FIELDS = (
     "data",
@@ -21,8 +21,6 @@ TRAJECTORY_FIELDS = (
     "recipe",
     "init_from",
     *RECIPE_FIELDS,
-    "augment_shift",
-    "cutout",
     "gradients",
     "seed",
 )
@@ -44,10 +42,10 @@ class TrainConfig:
 
     epochs: int = 15
     """Passes over the training images."""
-    batch_size: int = 128
+    batch_size: int = 512
     """Images per optimizer step over all workers together (the global batch)."""
-    recipe: Literal["classic", "fast"] = "classic"
-    """classic: SGD. fast: Muon on the filters, a whitening first layer, and what else learns in few epochs."""
+    recipe: Literal["fast", "classic"] = "fast"
+    """fast: Muon on the filters, a whitening first layer, and what else learns in few epochs. classic: SGD."""
     init_from: str | None = None
     """Begin with the weights of a former run (its folder or .safetensors file), or of torchvision's vgg11_bn (a .pth
     file); a path or URI. Where the classes differ, the last layer begins anew."""
@@ -60,10 +58,12 @@ class TrainConfig:
     """Weight decay of linear weights and, with classic, of convolutions. Unset: 5e-4 (classic), 0 (fast)."""
     label_smoothing: float | None = None
     """Label smoothing of the training loss. Unset: 0.1 (classic), 0.2 (fast)."""
-    augment_shift: int = 2
-    """Random shift of training images in pixels; they are also mirrored at random. 0: neither."""
-    cutout: int = 0
-    """Side in pixels of a square that is cut out of each training image at random. 0: none."""
+    augment_shift: int | None = None
+    """Random shift of training images in pixels; they are also mirrored at random. 0: neither. Unset: 2 of 32 pixels, 4
+    with fast from 6 epochs on."""
+    cutout: int | None = None
+    """Side in pixels of a square that is cut out of each training image at random. 0: none. Unset: none, with fast 6 of
+    32 pixels from 6 epochs on, 8 from 12 and 12 from 24 on."""
     seed: int = 0
     """Seed of the weights, of the order of images and of the augmentation."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -112,7 +112,7 @@ class TrainConfig:
         recipe = self.chosen_recipe()
         for name in ("epochs", "batch_size"):
             self._expect(name, getattr(self, name) >= 1, "a positive number")
-        for name in ("num_workers", "augment_shift", "cutout", "max_failures"):
+        for name in ("num_workers", "max_failures"):
             self._expect(name, getattr(self, name) >= 0, "zero or a positive number")
         self._expect("seed", 0 <= self.seed < 2**63, "zero or a positive number below 2**63")
         self._expect("weight_decay", 0 <= recipe.weight_decay < float("inf"), "zero or a positive number")
@@ -123,9 +123,11 @@ class TrainConfig:
         self._expect("collective_timeout_seconds", 1 <= timeout < float("inf"), "a second or more")
         self._expect("momentum", 0 <= recipe.momentum < 1, "a number from 0 up to, but not including, 1")
         self._expect("label_smoothing", 0 <= recipe.label_smoothing < 1, "a number from 0 up to, but not including, 1")
+        for name in ("augment_shift", "cutout"):
+            self._expect(name, getattr(recipe, name) >= 0, "zero or a positive number")
         self._expect("image_size", self.image_size >= 32, "at least 32 pixels, since VGG11 halves images five times")
         for name in ("augment_shift", "cutout"):
-            self._expect(name, getattr(self, name) < self.image_size, "less than --image-size")
+            self._expect(name, getattr(recipe, name) < self.image_size, "less than --image-size")
         for name in ("run_name", "resume"):
             value = getattr(self, name)
             valid = value is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value)
@@ -154,7 +156,7 @@ class TrainConfig:
     def chosen_recipe(self) -> Recipe:
         """The recipe, with those of its settings that were given instead."""
         given = {name: getattr(self, name) for name in RECIPE_FIELDS if getattr(self, name) is not None}
-        return dataclasses.replace(RECIPES[self.recipe], **given)
+        return dataclasses.replace(choose_recipe(self.recipe, self.epochs, self.image_size), **given)
 
     def with_recipe(self) -> Self:
         """The same settings, with the recipe's where none were given."""

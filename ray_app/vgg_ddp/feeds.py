@@ -35,8 +35,8 @@ class Feed(Protocol):
 
 def draw_plan(config: TrainConfig, num_images: int, epoch: int) -> EpochPlan:
     """The order and the augmentation of an epoch, the same on all ranks and under both feeds."""
-    alternating = config.chosen_recipe().alternating_flip
-    return plan_epoch(num_images, config.seed, epoch, config.augment_shift, alternating, config.cutout)
+    recipe = config.chosen_recipe()
+    return plan_epoch(num_images, config.seed, epoch, recipe.augment_shift, recipe.alternating_flip, recipe.cutout)
 
 
 def mean_pixel(mean: tuple[float, ...], device: torch.device) -> Tensor:

@@ -1,6 +1,8 @@
 """What the processor or GPU of a worker can do."""
 
+import platform
 import time
+from pathlib import Path
 
 import torch
 
@@ -21,6 +23,15 @@ def choose_precision(wanted: str, device: torch.device) -> str:
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
     seconds = _matmul_seconds((torch.float32, torch.bfloat16))
     return "bf16" if seconds[torch.float32] >= WORTHWHILE_SPEEDUP * seconds[torch.bfloat16] else "fp32"
+
+
+def processor_name(device: torch.device) -> str:
+    """The kind of GPU or processor that a worker computes with."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    # Arm has no name there.
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _matmul_seconds(dtypes: tuple[torch.dtype, ...]) -> dict[torch.dtype, float]:

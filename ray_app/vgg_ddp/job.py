@@ -39,11 +39,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together."""
+    """This process among those that train together.
+
+    Attributes:
+        are_alike: whether all of them have the same kind of processor or GPU, and so round alike.
+    """
 
     rank: int
     world_size: int
     local_world_size: int
+    are_alike: bool
 
     @property
     def on_one_machine(self) -> bool:

@@ -20,7 +20,7 @@ class Muon(torch.optim.Optimizer):
     Args:
         dtype: of the matrix products.
         share: whether each rank works out the steps of some filters and all give theirs to the others. Pays where ranks
-            are on one machine and have few cores each.
+            are on one machine and have few cores each, and keeps ranks equal whose products round differently.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from vgg_ddp.allocation import keep_freed_memory
 from vgg_ddp.data import Dataset
 from vgg_ddp.failures import is_consequence
 from vgg_ddp.hangs import explain, find_hung_ranks, is_timeout
-from vgg_ddp.hardware import choose_precision
+from vgg_ddp.hardware import choose_precision, processor_name
 from vgg_ddp.job import Job, Outcome, Ranks
 from vgg_ddp.report import write_config, write_metrics, write_model
 from vgg_ddp.storage import Folder
@@ -45,7 +45,12 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     inputs = ray.get(job.inputs) if isinstance(job.inputs, ray.ObjectRef) else job.inputs
     run, precision, newest = from_rank_zero(lambda: _start(job, device))
-    ranks = Ranks(context.get_world_rank(), context.get_world_size(), context.get_local_world_size())
+    ranks = Ranks(
+        context.get_world_rank(),
+        context.get_world_size(),
+        context.get_local_world_size(),
+        is_same_on_all_ranks(processor_name(device)),
+    )
     worker = Worker(job, inputs, run, precision, device, ranks)
     phases["model built"] = time.time()
     outcome = worker.resume(newest) if newest else None
@@ -94,3 +99,12 @@ def from_rank_zero(decide: Callable[[], T]) -> T:
     decided = [decide() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(decided)
     return decided[0]  # type: ignore[return-value]
+
+
+def is_same_on_all_ranks(text: str) -> bool:
+    """Whether all ranks give the same. A collective."""
+    if not dist.is_initialized():
+        return True
+    texts: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(texts, text)
+    return len(set(texts)) == 1

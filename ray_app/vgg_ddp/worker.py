@@ -79,15 +79,15 @@ class Worker:
             lambda: self.saver.failure is not None or self.feed.failure is not None,
             job.live_seconds if rank == 0 else None,
         )
+        # Ranks that round differently would drift apart if each worked out all of Muon's steps for itself.
+        share_muon = not ranks.are_alike or (device.type == "cpu" and ranks.on_one_machine)
         self.replica = Replica(
             self._build_model(inputs, job.batch_norm),
             device,
             precision,
             config.compile,
             config.gradients,
-            lambda model: build_optimizers(
-                model, self.recipe, config.batch_size, DTYPES[precision], device.type == "cpu" and ranks.on_one_machine
-            ),
+            lambda model: build_optimizers(model, self.recipe, config.batch_size, DTYPES[precision], share_muon),
         )
         # A compiled model is compiled for the shapes that it meets first: let them be those of training.
         settling_batch = len(rank_range(config.batch_size, rank, world_size)) if config.compile else 2

@@ -85,7 +85,7 @@ def story() -> Iterator[Story]:
         assert len(made.instances("running")) == 1
         log = Path(home) / "log"
         flags = ["--num-workers", WORKERS, "--device", "cpu", "--data", "sample", "--batch-size", 2, "--epochs", 1]
-        flags += ["--precision", "fp32", "--max-failures", 0, "--run-name", "run"]
+        flags += ["--recipe", "classic", "--precision", "fp32", "--max-failures", 0, "--run-name", "run"]
         flags += ["--storage-path", f"s3://{made.outputs['Bucket']}/runs"]
         process = laptop.start(SUBMIT, laptop.cluster_file, *flags, log=log)
         try:

@@ -56,7 +56,9 @@ def train(
         **settings: object,
     ) -> tuple[Outcome, list[Row]]:
         config = dataclasses.replace(
-            TrainConfig(num_workers=1, batch_size=24, precision="fp32"), num_workers=num_workers, **settings
+            TrainConfig(num_workers=1, batch_size=24, recipe="classic", precision="fp32"),
+            num_workers=num_workers,
+            **settings,
         )
         folder = runs / (run_name or f"run-{uuid.uuid4().hex[:6]}")
         inputs = ray.put(Inputs(tiny_dataset))

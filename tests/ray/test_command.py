@@ -25,7 +25,7 @@ from command import (
     wait_until,
 )
 
-FLAGS = ("--batch-size", 24, "--precision", "fp32", "--lr", 0.02)
+FLAGS = ("--recipe", "classic", "--batch-size", 24, "--precision", "fp32", "--lr", 0.02)
 RUN_FILES = ["config.json", "curves.png", "events.out.tfevents", "metrics.csv", "model.safetensors", "startup.json"]
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 

@@ -23,7 +23,7 @@ def words(chromium: WebDriver) -> str:
 def test_dashboard_shows_the_run_its_workers_and_what_they_print(tiny_data: Path, tmp_path: Path) -> None:
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         pytest.skip("needs Debian's packages chromium and chromium-driver")
-    flags = ("--num-workers", 1, "--data", tiny_data, "--epochs", 100, "--batch-size", 24, "--precision", "fp32")
+    flags = ("--num-workers", 1, "--data", tiny_data, "--epochs", 100, "--batch-size", 24, "--recipe", "classic")
     log = tmp_path / "log"
     with started(tmp_path, main_command(*flags), log) as process, browser(tmp_path / "profile") as chromium:
         wait_until(lambda: "Started:" in log.read_text() or process.poll() is not None, seconds=120)

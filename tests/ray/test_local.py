@@ -29,7 +29,20 @@ from vgg_ddp.storage import Folder
 
 pytestmark = pytest.mark.slow
 
-FLAGS = ("--batch-size", 24, "--precision", "fp32", "--lr", 0.02, "--epochs", 2, "--checkpoint-every-seconds", 0.5)
+FLAGS = (
+    "--recipe",
+    "classic",
+    "--batch-size",
+    24,
+    "--precision",
+    "fp32",
+    "--lr",
+    0.02,
+    "--epochs",
+    2,
+    "--checkpoint-every-seconds",
+    0.5,
+)
 
 
 def model(cwd: Path) -> bytes:
@@ -92,7 +105,7 @@ def test_terminated_torchrun_saves_and_resumes_to_the_same_weights(
 
 
 def test_fast_recipe_resumes_to_the_same_weights_and_leaves_a_plain_model(tiny_data: Path, tmp_path: Path) -> None:
-    flags = ("--data", tiny_data, "--recipe", "fast", *FLAGS)
+    flags = ("--data", tiny_data, *FLAGS, "--recipe", "fast")
     stopped = torchrun_command(2, *flags, "--run-name", "run", "--checkpoint-every-seconds", 300)
     with started(tmp_path, stopped) as process:
         wait_until(lambda: (tmp_path / "runs/run/startup.json").exists(), seconds=60)
@@ -134,6 +147,7 @@ def test_killed_or_frozen_process_is_replaced_by_torchrun_and_the_weights_are_th
 def test_run_begins_with_the_weights_of_another(tiny_data: Path, undisturbed: bytes, tmp_path: Path) -> None:
     (tmp_path / "former.safetensors").write_bytes(undisturbed)
     flags = ("--num-workers", 0, "--data", tiny_data, "--init-from", "former.safetensors", "--batch-size", 24)
+    flags += ("--recipe", "classic")
     # Steps too small to change anything; batch normalisation's averages move on, all the same.
     result = run_main(*flags, "--lr", 1e-9, "--epochs", 1, "--precision", "fp32", "--run-name", "second", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -18,7 +18,7 @@ from s3_server import BUCKET, CREDENTIALS, client, s3_server
 
 pytestmark = pytest.mark.e2e
 
-FLAGS = ("--num-workers", 0, "--batch-size", 24, "--precision", "fp32", "--epochs", 2)
+FLAGS = ("--num-workers", 0, "--recipe", "classic", "--batch-size", 24, "--precision", "fp32", "--epochs", 2)
 STORAGE = ("--storage-path", f"s3://{BUCKET}/runs")
 
 

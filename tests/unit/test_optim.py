@@ -10,7 +10,7 @@ from torch import nn
 from vgg_ddp.fast_vgg import FastVGG11
 from vgg_ddp.model import VGG11
 from vgg_ddp.optim import Optimizers, build_optimizers, schedule
-from vgg_ddp.recipe import RECIPES
+from vgg_ddp.recipe import CLASSIC, FAST
 
 
 def test_schedule_is_the_line_drawn_by_hand() -> None:
@@ -51,7 +51,7 @@ def settings(name: str, optimizers: Optimizers) -> dict[int, float]:
 
 def test_only_filters_and_matrices_decay() -> None:
     model = VGG11(10)
-    decay = settings("weight_decay", build_optimizers(model, RECIPES["classic"], batch_size=128))
+    decay = settings("weight_decay", build_optimizers(model, CLASSIC, batch_size=128))
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             assert decay.pop(id(module.weight)) == 5e-4
@@ -65,11 +65,11 @@ def test_only_filters_and_matrices_decay() -> None:
 def test_fast_model_has_an_optimizer_for_all_that_learns_and_for_nothing_else() -> None:
     model = FastVGG11(10)
     first = model.stages()[0].convolution.weight.requires_grad_(False)
-    lrs = settings("lr", build_optimizers(model, RECIPES["fast"], batch_size=100))
+    lrs = settings("lr", build_optimizers(model, FAST, batch_size=100))
     assert lrs.keys() == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     assert id(first) not in lrs
     stage = model.stages()[1]
-    assert lrs[id(stage.convolution.weight)] == RECIPES["fast"].lr
+    assert lrs[id(stage.convolution.weight)] == FAST.lr
     assert lrs[id(stage.norm.bias)] == pytest.approx(5.3)
     assert lrs[id(model.classifier.weight)] == pytest.approx(67)
 
@@ -80,7 +80,7 @@ def test_steps_equal_those_of_plain_sgd(momentum: float) -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     velocity = [torch.zeros_like(weight) for weight in weights]
-    recipe = replace(RECIPES["classic"], lr=0.2, momentum=momentum, weight_decay=0.01)
+    recipe = replace(CLASSIC, lr=0.2, momentum=momentum, weight_decay=0.01)
     optimizers = build_optimizers(model, recipe, batch_size=6)
     for _ in range(3):
         model(torch.randn(6, 5)).square().sum().backward()
