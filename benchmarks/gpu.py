@@ -190,6 +190,31 @@ def profile_kernels(training: Training, steps: int = 10, shown: int = 15) -> str
     return "\n".join(lines)
 
 
+def compare(variants: dict[str, Training], limit: float, flops: int, steps: int, rounds: int) -> dict[str, float]:
+    """Seconds a step of each variant, printed with what they mean."""
+    seconds = {}
+    for name, training in variants.items():
+        warmup, seconds[name] = measure_steps(training, steps, rounds)
+        print(
+            f"  {name:<24} {seconds[name] * 1000:8.3f} ms a step  "
+            f"{training.config.batch_size / seconds[name]:10,.0f} images/s  "
+            f"{flops / seconds[name] / limit:6.1%} of the limit  first {WARMUP_STEPS} steps {warmup:.1f} s",
+            flush=True,
+        )
+    return seconds
+
+
+def describe(rows: list[dict[str, float]]) -> str:
+    """A line on a run: what it reached, and after how many seconds of training each target."""
+    last = rows[-1]
+    reached = ((target, next((row for row in rows if row["accuracy"] >= target), None)) for target in TARGETS)
+    parts = [
+        f"{last['accuracy']:.2%} in {last['trained']:.2f} s of training, {last['evaluated']:.2f} s of evaluation",
+        *(f"{target:.0%}: {row['trained']:.2f} s" for target, row in reached if row),
+    ]
+    return "  ".join(parts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="cifar10")
@@ -210,9 +235,10 @@ def main() -> None:
     started = time.perf_counter()
     dataset = load_dataset(find_source(options.data, options.data_dir), options.image_size)
     print(f"decoded {dataset.num_train + dataset.num_test:,} images in {time.perf_counter() - started:.1f} s")
+    best = replace(Measures(), **dict.fromkeys(options.without, False))
 
-    def config(epochs: int, seed: int = 0) -> TrainConfig:
-        return TrainConfig(
+    def training(measures: Measures, epochs: int, seed: int = 0) -> Training:
+        config = TrainConfig(
             recipe=options.recipe,
             batch_size=options.batch_size,
             image_size=options.image_size,
@@ -220,41 +246,28 @@ def main() -> None:
             seed=seed,
             num_workers=1,
         )
+        return Training(dataset, config, measures, device)
 
-    best = replace(Measures(), **dict.fromkeys(options.without, False))
-    whole = Training(dataset, config(options.epochs[0]), best, device)
-    limit, flops = matmul_limit(device), count_flops(whole)
+    variants = {"all measures": training(best, options.epochs[0])}
+    for name in (name for name in names if name not in options.without):
+        variants[f"without {name}"] = training(replace(best, **{name: False}), options.epochs[0])
+    limit, flops = matmul_limit(device), count_flops(variants["all measures"])
     print(f"limit {limit / 1e12:.1f} TFLOP/s (bf16 product of matrices), a step takes {flops / 1e12:.3f} TFLOP\n")
-    variants = {"all measures": best}
-    variants |= {f"without {name}": replace(best, **{name: False}) for name in names if name not in options.without}
-    steps = {}
-    for name, measures in variants.items():
-        training = whole if name == "all measures" else Training(dataset, whole.config, measures, device)
-        warmup, seconds = steps[name] = measure_steps(training, options.steps, options.rounds)
-        print(
-            f"  {name:<24} {seconds * 1000:8.3f} ms a step  {options.batch_size / seconds:10,.0f} images/s  "
-            f"{flops / seconds / limit:6.1%} of the limit  first {WARMUP_STEPS} steps {warmup:.1f} s",
-            flush=True,
-        )
-    print(f"\n{profile_kernels(whole)}\n")
+    steps = compare(variants, limit, flops, options.steps, options.rounds)
+    print(f"\n{profile_kernels(variants['all measures'])}\n")
     runs = []
     for epochs in options.epochs:
         for seed in options.seeds:
-            training = Training(dataset, config(epochs, seed), best, device)
-            measure_steps(training, WARMUP_STEPS, 1)
-            training.accuracy()
-            rows = train_to_the_end(training)
-            runs.append({"epochs": epochs, "seed": seed, "rows": rows})
-            print(f"  {epochs} epochs, seed {seed}: {rows[-1]['accuracy']:.2%}", end="")
-            print(f" in {rows[-1]['trained']:.2f} s of training, {rows[-1]['evaluated']:.2f} s of evaluation", end="  ")
-            reached = ((target, next((row for row in rows if row["accuracy"] >= target), None)) for target in TARGETS)
-            print(*(f"{target:.0%}: {row['trained']:.2f} s" for target, row in reached if row), sep="  ", flush=True)
+            run = training(best, epochs, seed)
+            # What is compiled and chosen at first is no part of the training.
+            measure_steps(run, WARMUP_STEPS, 1)
+            run.accuracy()
+            runs.append({"epochs": epochs, "seed": seed, "rows": train_to_the_end(run)})
+            print(f"  {epochs} epochs, seed {seed}: {describe(runs[-1]['rows'])}", flush=True)
     settings = {name: value for name, value in vars(options).items() if name != "json"}
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    write_json(
-        options.json,
-        {"settings": settings, "gpu": gpu, "limit": limit, "flops_of_step": flops, "steps": steps, "runs": runs},
-    )
+    results = {"gpu": gpu, "limit": limit, "flops_of_step": flops, "seconds_of_step": steps, "runs": runs}
+    write_json(options.json, {"settings": settings, **results})
 
 
 if __name__ == "__main__":

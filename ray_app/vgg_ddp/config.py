@@ -10,6 +10,8 @@ from vgg_ddp.recipe import Recipe, choose_recipe
 PROGRAM = "python ray_app/main.py"
 DATA_NAMES = ("auto", "cifar10", "sample")
 
+# The global batch unless one is given: of so many images, or fewer where an epoch would have fewer steps than these.
+BATCH_SIZE, STEPS_OF_AN_EPOCH = 512, 10
 # Settings that the recipe brings unless they are given.
 RECIPE_FIELDS = ("lr", "momentum", "weight_decay", "label_smoothing", "augment_shift", "cutout")
 # What decides the numbers that a run computes: a resumed run must not change them.
@@ -42,8 +44,9 @@ class TrainConfig:
 
     epochs: int = 15
     """Passes over the training images."""
-    batch_size: int = 512
-    """Images per optimizer step over all workers together (the global batch)."""
+    batch_size: int | None = None
+    """Images per optimizer step over all workers together (the global batch). Unset: 512, or the next lower number that
+    splits evenly; less where an epoch would have fewer than ten steps."""
     recipe: Literal["fast", "classic"] = "fast"
     """fast: Muon on the filters, a whitening first layer, and what else learns in few epochs. classic: SGD."""
     init_from: str | None = None
@@ -110,8 +113,8 @@ class TrainConfig:
             UsageError: naming the flag, what was given and what was expected.
         """
         recipe = self.chosen_recipe()
-        for name in ("epochs", "batch_size"):
-            self._expect(name, getattr(self, name) >= 1, "a positive number")
+        self._expect("epochs", self.epochs >= 1, "a positive number")
+        self._expect("batch_size", self.batch_size is None or self.batch_size >= 1, "a positive number")
         for name in ("num_workers", "max_failures"):
             self._expect(name, getattr(self, name) >= 0, "zero or a positive number")
         self._expect("seed", 0 <= self.seed < 2**63, "zero or a positive number below 2**63")
@@ -143,11 +146,12 @@ class TrainConfig:
         Raises:
             UsageError: naming the flag, what was given and what was expected.
         """
-        if self.min_workers is None:
-            check_divisible(self.batch_size, max(1, self.num_workers))
-        else:
+        if self.min_workers is not None:
             self._expect("min_workers", 1 <= self.min_workers <= self.num_workers, "1 up to --num-workers")
-            self._expect("batch_size", self.batch_size >= self.num_workers, "an image or more for every worker")
+            enough = self.batch_size is None or self.batch_size >= self.num_workers
+            self._expect("batch_size", enough, "an image or more for every worker")
+        elif self.batch_size is not None:
+            check_divisible(self.batch_size, max(1, self.num_workers))
 
     def _expect(self, name: str, valid: bool, expected: str) -> None:
         if not valid:
@@ -162,6 +166,19 @@ class TrainConfig:
         """The same settings, with the recipe's where none were given."""
         recipe = self.chosen_recipe()
         return dataclasses.replace(self, **{name: getattr(recipe, name) for name in RECIPE_FIELDS})
+
+    def with_batch_size(self, num_train: int, num_workers: int) -> Self:
+        """The same settings, with a global batch for so many images and workers where none was given."""
+        if self.batch_size is not None:
+            return self
+        images_each = min(BATCH_SIZE, num_train // STEPS_OF_AN_EPOCH) // num_workers
+        return dataclasses.replace(self, batch_size=max(1, images_each) * num_workers)
+
+    @property
+    def global_batch(self) -> int:
+        """The batch size, once it is known."""
+        assert self.batch_size is not None
+        return self.batch_size
 
     def to_dict(self) -> dict[str, object]:
         return dataclasses.asdict(self)

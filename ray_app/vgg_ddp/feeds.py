@@ -53,8 +53,8 @@ class MemoryFeed:
         self._train, self._train_labels = as_tensor(train.images, device), as_tensor(train.labels, device)
         self._test, self._test_labels = as_tensor(test.images, device), as_tensor(test.labels, device)
         self._config, self._device, self._fill = config, device, mean_pixel(dataset.mean, device)
-        self._batch_size, self._steps = config.batch_size, len(dataset.train) // config.batch_size
-        self._mine = rank_range(config.batch_size, rank, world_size)
+        self._batch_size, self._steps = config.global_batch, len(dataset.train) // config.global_batch
+        self._mine = rank_range(config.global_batch, rank, world_size)
         self._mine_of_test = rank_range(len(dataset.test), rank, world_size)
 
     def train_batches(self, epoch: int, first_step: int) -> Batches:

@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -58,16 +58,16 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
         if run.config.num_workers == 0:
             return _train_in_this_process(run, loading, phases)
         address = ray_environment.prepare(run.config.address, ingest == "stream")
-        with recorded(run):
-            return _train_on_ray(run, address, loading, phases)
+        with ExitStack() as afterwards:
+            return _train_on_ray(run, address, loading, phases, afterwards)
 
 
 def _train_in_this_process(run: Run, loading: "Future[Inputs]", phases: dict[str, float]) -> int:
-    from vgg_ddp.local import choose_device, is_rank_zero, train_locally
+    from vgg_ddp.local import choose_device, is_rank_zero, train_locally, world_size
 
     use_gpu = choose_device(run.config.device, run.config.batch_size)
     inputs = loading.result()
-    require_a_batch(run.config, inputs.dataset)
+    run = with_batch_size(run, inputs.dataset, world_size())
     if is_rank_zero():
         _announce(run, inputs.dataset)
     phases["images decoded"] = time.time()
@@ -80,7 +80,9 @@ def _train_in_this_process(run: Run, loading: "Future[Inputs]", phases: dict[str
         return _conclude(run, outcome) if is_rank_zero() else _exit_code(outcome)
 
 
-def _train_on_ray(run: Run, address: str, loading: "Future[Inputs]", phases: dict[str, float]) -> int:
+def _train_on_ray(
+    run: Run, address: str, loading: "Future[Inputs]", phases: dict[str, float], afterwards: ExitStack
+) -> int:
     import ray
 
     from vgg_ddp import cluster
@@ -93,8 +95,10 @@ def _train_on_ray(run: Run, address: str, loading: "Future[Inputs]", phases: dic
         placement = cluster.place_workers(run.config)
         inputs = loading.result()
         phases["images decoded"] = time.time()
-        require_a_batch(run.config, inputs.dataset)
+        run = with_batch_size(run, inputs.dataset, run.config.num_workers)
         cluster.require_shared(Folder.at(run.config.storage_path))
+        # The record may take its time to end: it must not keep the cluster.
+        afterwards.enter_context(recorded(run))
         _announce(run, inputs.dataset)
         kind = "GPU" if placement.use_gpu else "CPU"
         if connection.dashboard_url:
@@ -110,13 +114,19 @@ def _train_on_ray(run: Run, address: str, loading: "Future[Inputs]", phases: dic
         ray.shutdown()
 
 
-def require_a_batch(config: TrainConfig, dataset: Dataset | StreamedDataset) -> None:
-    """Raise UsageError if a global batch needs more images than there are."""
-    if config.batch_size > dataset.num_train:
+def with_batch_size(run: Run, dataset: Dataset | StreamedDataset, num_workers: int) -> Run:
+    """The same run, whose global batch is known.
+
+    Raises:
+        UsageError: if a batch needs more images than there are.
+    """
+    config = run.config.with_batch_size(dataset.num_train, num_workers)
+    if config.global_batch > dataset.num_train:
         raise UsageError(
             f"--batch-size {config.batch_size}: there are only {dataset.num_train} training images; use at most "
             "that many."
         )
+    return replace(run, config=config)
 
 
 def _announce(run: Run, dataset: Dataset | StreamedDataset) -> None:

@@ -24,13 +24,19 @@ def is_rank_zero() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def choose_device(device: str, batch_size: int) -> bool:
+def world_size() -> int:
+    """How many processes torchrun has started in all; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def choose_device(device: str, batch_size: int | None) -> bool:
     """Whether this process trains on a GPU. Checks the flags against torchrun's number of processes.
 
     Raises:
         UsageError: if there is no GPU for each process where GPUs are asked for.
     """
-    check_divisible(batch_size, int(os.environ.get("WORLD_SIZE", "1")))
+    if batch_size is not None:
+        check_divisible(batch_size, world_size())
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     gpus = torch.cuda.device_count()
     if device == "gpu" and gpus < processes:

@@ -47,8 +47,8 @@ class StreamFeed:
         self.failure: str | None = None
         self._dataset, self._device, self._fill = dataset, device, mean_pixel(dataset.mean, device)
         self._config, self._rank = config, rank
-        self._steps = dataset.num_train // config.batch_size
-        self._mine = rank_range(config.batch_size, rank, world_size)
+        self._steps = dataset.num_train // config.global_batch
+        self._mine = rank_range(config.global_batch, rank, world_size)
         self._mine_of_test = rank_range(dataset.num_test, rank, world_size)
         image_bytes = dataset.image_size**2 * 3
         window = min(WINDOW_IMAGES, WINDOW_BYTES // image_bytes)

@@ -63,7 +63,7 @@ class Worker:
         self.precision, self.recipe = precision, config.chosen_recipe()
         self.feed = _make_feed(dataset, config, ranks, device)
         self.mean, self.std = torch.tensor(dataset.mean, device=device), torch.tensor(dataset.std, device=device)
-        self.steps_per_epoch = dataset.num_train // config.batch_size
+        self.steps_per_epoch = dataset.num_train // config.global_batch
         self.num_test = dataset.num_test
         self.total_steps = config.epochs * self.steps_per_epoch
         self.fingerprint = {"training_images": dataset.num_train, "class_names": list(dataset.class_names)}
@@ -87,10 +87,10 @@ class Worker:
             precision,
             config.compile,
             config.gradients,
-            lambda model: build_optimizers(model, self.recipe, config.batch_size, DTYPES[precision], share_muon),
+            lambda model: build_optimizers(model, self.recipe, config.global_batch, DTYPES[precision], share_muon),
         )
         # A compiled model is compiled for the shapes that it meets first: let them be those of training.
-        settling_batch = len(rank_range(config.batch_size, rank, world_size)) if config.compile else 2
+        settling_batch = len(rank_range(config.global_batch, rank, world_size)) if config.compile else 2
         self.replica.settle_reducer(settling_batch, config.image_size)
         self.phases: dict[str, float] = {}
         self.telemetry = Telemetry(run, self.saver, rank, device, self.replica.module, not job.is_local, config.profile)
@@ -184,7 +184,7 @@ class Worker:
         self.telemetry.mark("data")
         loss_sum, logits = replica.loss(replica.ddp, images, labels, self.recipe.label_smoothing)
         # DDP averages over the ranks: scaled so, the average is the gradient of the global batch's mean loss.
-        (loss_sum * (self.world_size / config.batch_size)).backward()
+        (loss_sum * (self.world_size / config.global_batch)).backward()
         self.telemetry.mark("communication")
         replica.optimizers.step(self._part_of_peak_lr(self.progress.step))
         self.sums.add(loss_sum, logits, labels)
@@ -269,7 +269,7 @@ class Worker:
         step, per_epoch = self.progress.step, self.steps_per_epoch
         position = {"step": step, "steps_per_epoch": per_epoch, "loss": loss / count}
         if self.rank == 0:
-            self.telemetry.write_live(step * self.config.batch_size, position)
+            self.telemetry.write_live(step * self.config.global_batch, position)
 
     def _is_being_preempted(self) -> bool:
         """Whether a node is about to go for which no checkpoint was saved yet. A collective."""

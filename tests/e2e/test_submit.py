@@ -160,7 +160,7 @@ BAD_INPUT = {
     "--resume old": "--resume old: expected the --checkpoint-uri of that job next to it.",
     "--tune speed=1:2": "--tune speed=1:2: expected a flag of main.py with LOW:HIGH or choices, as in lr=0.05:0.4.",
     "--data /nowhere": "--data /nowhere does not exist: give auto, cifar10, sample, or a folder or URI.",
-    "--num-workers 3": "--batch-size 512 cannot be split evenly over 3 workers: use --batch-size 510 or 513.",
+    "--num-workers 3 --batch-size 8": "--batch-size 8 cannot be split evenly over 3 workers: use --batch-size 6 or 9.",
     "--instance-cuont 2": "Unrecognized options: --instance-cuont",
 }
 

@@ -18,20 +18,8 @@ from vgg_ddp.failures import first_cause
 pytestmark = pytest.mark.slow
 
 GIB = 2**30
-FLAGS = (
-    "--recipe",
-    "classic",
-    "--batch-size",
-    24,
-    "--precision",
-    "fp32",
-    "--lr",
-    0.02,
-    "--epochs",
-    2,
-    "--checkpoint-every-seconds",
-    0.5,
-)
+FLAGS: tuple[object, ...] = ("--recipe", "classic", "--batch-size", 24, "--precision", "fp32", "--lr", 0.02)
+FLAGS += ("--epochs", 2, "--checkpoint-every-seconds", 0.5)
 
 
 @pytest.fixture(scope="module")

@@ -29,20 +29,8 @@ from vgg_ddp.storage import Folder
 
 pytestmark = pytest.mark.slow
 
-FLAGS = (
-    "--recipe",
-    "classic",
-    "--batch-size",
-    24,
-    "--precision",
-    "fp32",
-    "--lr",
-    0.02,
-    "--epochs",
-    2,
-    "--checkpoint-every-seconds",
-    0.5,
-)
+FLAGS: tuple[object, ...] = ("--recipe", "classic", "--precision", "fp32", "--lr", 0.02, "--epochs", 2)
+FLAGS += ("--checkpoint-every-seconds", 0.5)
 
 
 def model(cwd: Path) -> bytes:

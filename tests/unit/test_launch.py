@@ -9,8 +9,9 @@ import pytest
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Dataset, Split
 from vgg_ddp.flags import UsageError
-from vgg_ddp.launch import launch, require_a_batch
+from vgg_ddp.launch import launch, with_batch_size
 from vgg_ddp.report import Row, write_config, write_metrics
+from vgg_ddp.runs import Run
 from vgg_ddp.storage import Folder
 
 
@@ -19,11 +20,28 @@ def make_dataset(train_images: int) -> Dataset:
     return Dataset("blank", train, train, ("only",), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
-def test_batch_may_hold_all_images_but_no_more() -> None:
-    config = TrainConfig(batch_size=8)
-    require_a_batch(config, make_dataset(8))
+def test_batch_may_hold_all_images_but_no_more(run: Folder) -> None:
+    given = Run(TrainConfig(batch_size=8), "run", run, exists=False)
+    assert with_batch_size(given, make_dataset(8), 4) == given
     with pytest.raises(UsageError, match="--batch-size 8: there are only 7 training images"):
-        require_a_batch(config, make_dataset(7))
+        with_batch_size(given, make_dataset(7), 4)
+
+
+@pytest.mark.parametrize(
+    ("num_train", "num_workers", "expected"),
+    [(50_000, 1, 512), (50_000, 4, 512), (50_000, 3, 510), (50_000, 600, 600), (1000, 4, 100), (45, 3, 3), (4, 4, 4)],
+)
+def test_batch_that_is_not_given_splits_evenly_and_leaves_ten_steps(
+    run: Folder, num_train: int, num_workers: int, expected: int
+) -> None:
+    unset = Run(TrainConfig(num_workers=num_workers), "run", run, exists=False)
+    assert with_batch_size(unset, make_dataset(num_train), num_workers).config.batch_size == expected
+
+
+def test_workers_without_an_image_each_are_refused(run: Folder) -> None:
+    unset = Run(TrainConfig(num_workers=9), "run", run, exists=False)
+    with pytest.raises(UsageError, match="--batch-size 9: there are only 7 training images"):
+        with_batch_size(unset, make_dataset(7), 9)
 
 
 def test_finished_run_is_not_trained_again(

@@ -141,7 +141,7 @@ def test_wrong_flag_of_a_resume_is_refused(open_with: Callable[..., Run]) -> Non
 
 
 def test_resume_is_checked_against_the_settings_of_the_run(open_with: Callable[..., Run], run: Folder) -> None:
-    # 96 images can be split over 6 workers, the default of 512 cannot.
+    # 96 images can be split over 6 workers.
     write_config(run, TrainConfig(batch_size=96).to_dict())
     assert open_with("--resume", "run", "--num-workers", 6).config.num_workers == 6
 
