@@ -37,7 +37,7 @@ def main() -> None:
         )
         for (x, epochs), y in zip(ordered, means, strict=True):
             axes.annotate(f"{epochs} epochs", (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="PFLOP of training", ylabel="test accuracy", xscale="log")
+    axes.set(xlabel="PFLOP of training (without the optimizer's)", ylabel="test accuracy", xscale="log")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.grid(alpha=0.3, which="both")
     axes.legend()

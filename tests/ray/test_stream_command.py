@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 def test_terminated_run_that_streams_resumes_to_the_same_weights(numbered_images: Path, tmp_path: Path) -> None:
     flags = ("--data", numbered_images, "--ingest", "stream", "--num-workers", 2, "--batch-size", 14, "--epochs", 2)
-    flags += ("--precision", "fp32", "--lr", 0.02)
+    flags += ("--recipe", "classic", "--precision", "fp32", "--lr", 0.02)
     undisturbed = run_main(*flags, "--run-name", "undisturbed", cwd=tmp_path)
     assert undisturbed.returncode == 0, undisturbed.stdout + undisturbed.stderr
     assert "230 training and 61 test images, 230 classes, decoded while training goes on" in undisturbed.stdout
