@@ -19,14 +19,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(ROOT / "ray_app"))
 from vgg_ddp import config, fast_vgg, optim, worker
-
-# Of SGD on the filters; as in the classic recipe, not tuned.
-SGD_LR, SGD_MOMENTUM = 0.05, 0.9
+from vgg_ddp.recipe import CLASSIC
 
 
 def without_muon() -> None:
     def sgd(filters: list[Tensor], *_: object) -> torch.optim.SGD:
-        return torch.optim.SGD(filters, lr=SGD_LR, momentum=SGD_MOMENTUM, nesterov=True, fused=True)
+        # As in the classic recipe, not tuned for these filters.
+        return torch.optim.SGD(filters, lr=CLASSIC.lr, momentum=CLASSIC.momentum, nesterov=True, fused=True)
 
     optim.Muon = sgd  # type: ignore[misc, assignment]
 

@@ -275,16 +275,8 @@ def main() -> int:
     options = parser.parse_args()
     data = options.data if options.data == "sample" else os.path.abspath(options.data)
     flags: list[object] = ["--num-workers", options.num_workers, "--data", data, "--epochs", options.epochs]
-    flags += [
-        "--recipe",
-        "classic",
-        "--batch-size",
-        options.batch_size,
-        "--precision",
-        "fp32",
-        "--checkpoint-every-seconds",
-        2,
-    ]
+    flags += ["--recipe", "classic", "--batch-size", options.batch_size]
+    flags += ["--precision", "fp32", "--checkpoint-every-seconds", 2]
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as name:
         # A home of its own: the token of another cluster in the real one would keep the nodes apart.
         os.environ.update(HOME=name, RAY_TMPDIR=name, RAY_USAGE_STATS_ENABLED="0")

@@ -26,13 +26,12 @@ from vgg_ddp.batches import normalize
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Dataset, find_source, load_dataset
 from vgg_ddp.fast_vgg import build_fast_model
-from vgg_ddp.feeds import MemoryFeed
+from vgg_ddp.feeds import MemoryFeed, whitening_images
 from vgg_ddp.model import build_model
 from vgg_ddp.optim import build_optimizers, schedule
 
 TARGETS = (0.80, 0.85, 0.90, 0.92, 0.94)
 WARMUP_STEPS = 10
-WHITENING_IMAGES = 1000
 
 
 @dataclass(frozen=True)
@@ -58,9 +57,7 @@ class Training:
         self.total_steps = config.epochs * self.steps_per_epoch
         self.dtype = torch.bfloat16 if measures.bf16 else torch.float32
         if config.recipe == "fast":
-            stride = max(1, dataset.num_train // WHITENING_IMAGES)
-            examples = torch.from_numpy(dataset.train.images[::stride][:WHITENING_IMAGES].copy())
-            images = normalize(examples, self.mean.cpu(), self.std.cpu(), torch.float32)
+            images = whitening_images(dataset.examples, self.mean, self.std)
             self.model: torch.nn.Module = build_fast_model(len(dataset.class_names), config.seed, images)
         else:
             self.model = build_model(len(dataset.class_names), config.seed)

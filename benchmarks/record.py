@@ -3,23 +3,24 @@
 import json
 import os
 import platform
+import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-
-def processor() -> str:
-    """Name of this machine's processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "ray_app"))
 
 
 def describe_machine() -> dict[str, Any]:
     """Processor, cores, memory, versions, and how busy the machine was."""
+    # torch takes seconds to import, and not every benchmark needs it.
+    import torch
+
+    from vgg_ddp.hardware import processor_name
+
     return {
-        "processor": processor(),
+        "processor": processor_name(torch.device("cpu")),
         "cores": os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load_average": round(os.getloadavg()[0], 2),

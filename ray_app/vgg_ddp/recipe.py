@@ -47,14 +47,16 @@ FAST = Recipe(
     alternating_flip=True,
 )
 # Longer runs see every image more often and need more variety: from so many epochs on, shift and cutout of 32 pixels.
-FAST_VARIETY = ((1, 2, 0), (6, 4, 6), (12, 4, 8), (24, 4, 12))
+FAST_VARIETY = ((6, 4, 6), (12, 4, 8), (24, 4, 12))
 
 
 def choose_recipe(name: str, epochs: int, image_size: int) -> Recipe:
     """The recipe of this name, classic or fast, for a run of so many epochs on images of this size."""
     recipe = CLASSIC
     if name == "fast":
-        _, shift, cutout = max(variety for variety in FAST_VARIETY if variety[0] <= max(1, epochs))
-        recipe = replace(FAST, augment_shift=shift, cutout=cutout)
+        recipe = FAST
+        for from_epochs, shift, cutout in FAST_VARIETY:
+            if epochs >= from_epochs:
+                recipe = replace(FAST, augment_shift=shift, cutout=cutout)
     scale = image_size / 32
     return replace(recipe, augment_shift=int(recipe.augment_shift * scale), cutout=int(recipe.cutout * scale))

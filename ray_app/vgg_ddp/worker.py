@@ -13,7 +13,7 @@ from vgg_ddp.config import TrainConfig
 from vgg_ddp.control import Control, Decision
 from vgg_ddp.data import Dataset
 from vgg_ddp.fast_vgg import FastVGG11, build_fast_model
-from vgg_ddp.feeds import Batches, Feed, MemoryFeed, as_tensor
+from vgg_ddp.feeds import Batches, Feed, MemoryFeed, as_tensor, whitening_images
 from vgg_ddp.ingest import Inputs
 from vgg_ddp.job import Job, Outcome, Ranks
 from vgg_ddp.metrics import Sums
@@ -26,8 +26,6 @@ from vgg_ddp.storage import Folder
 from vgg_ddp.stream import StreamedDataset
 from vgg_ddp.telemetry import Telemetry
 from vgg_ddp.tensorboard import write_events
-
-WHITENING_IMAGES = 1000
 
 
 @dataclass
@@ -102,11 +100,7 @@ class Worker:
         if config.recipe == "classic":
             model = build_model(num_classes, config.seed, batch_norm)
         else:
-            stride = max(1, len(dataset.examples) // WHITENING_IMAGES)
-            chosen = as_tensor(dataset.examples[::stride][:WHITENING_IMAGES], self.device)
-            model = build_fast_model(
-                num_classes, config.seed, normalize(chosen, self.mean, self.std, torch.float32).to("cpu")
-            )
+            model = build_fast_model(num_classes, config.seed, whitening_images(dataset.examples, self.mean, self.std))
         if pretrained:
             tensors = {name: as_tensor(values, torch.device("cpu")) for name, values in pretrained.tensors.items()}
             model.load(tensors, with_head=pretrained.class_names == dataset.class_names)

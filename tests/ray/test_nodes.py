@@ -42,18 +42,8 @@ def test_drained_node_is_left_with_a_checkpoint_and_the_run_goes_on_from_it(clus
     _, leaving = (cluster.add_node(num_cpus=1) for _ in range(2))
     # 2,500 steps an epoch and no checkpoint by the clock: the only one is that of the preemption, which is no failure.
     flags = ["--address", cluster.address, "--num-workers", 2, "--data", "sample", "--batch-size", 2, "--epochs", 1]
-    flags += [
-        "--recipe",
-        "classic",
-        "--precision",
-        "fp32",
-        "--max-failures",
-        0,
-        "--run-name",
-        "run",
-        "--storage-path",
-        tmp_path,
-    ]
+    flags += ["--recipe", "classic", "--precision", "fp32", "--max-failures", 0]
+    flags += ["--run-name", "run", "--storage-path", tmp_path]
     log, run = tmp_path / "log", tmp_path / "run"
     with started(tmp_path, main_command(*flags), log) as process:
         wait_until(lambda: (run / "startup.json").exists() or process.poll() is not None, seconds=120)
@@ -75,18 +65,8 @@ def test_drained_node_is_left_with_a_checkpoint_and_the_run_goes_on_from_it(clus
 def test_elastic_run_shrinks_when_a_node_dies_and_grows_when_one_comes(cluster: Cluster, tmp_path: Path) -> None:
     _, dying = (cluster.add_node(num_cpus=1) for _ in range(2))
     flags = ["--address", cluster.address, "--min-workers", 1, "--num-workers", 2, "--data", "sample"]
-    flags += [
-        "--recipe",
-        "classic",
-        "--batch-size",
-        3,
-        "--epochs",
-        1,
-        "--precision",
-        "fp32",
-        "--checkpoint-every-seconds",
-        1,
-    ]
+    flags += ["--recipe", "classic", "--batch-size", 3, "--epochs", 1]
+    flags += ["--precision", "fp32", "--checkpoint-every-seconds", 1]
     flags += ["--max-failures", 2, "--run-name", "run", "--storage-path", tmp_path]
     log, run = tmp_path / "log", tmp_path / "run"
 
