@@ -18,10 +18,11 @@ def describe_machine() -> dict[str, Any]:
     import torch
 
     from vgg_ddp.hardware import processor_name
+    from vgg_ddp.limits import usable_cores
 
     return {
         "processor": processor_name(torch.device("cpu")),
-        "cores": os.cpu_count(),
+        "cores": usable_cores(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),

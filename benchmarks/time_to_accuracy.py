@@ -4,7 +4,8 @@
 
 Accuracy is that of plain test images after the last epoch, without test-time augmentation. Seconds are those of
 training, evaluation and starting apart. Flags after -- go to main.py. To tune, give a --data whose test split is held
-out from the training images. `accuracy_picture.py` draws what --json keeps.
+out from the training images. `accuracy_picture.py` draws what --json keeps. With --watch-memory, the most that a worker
+of Ray's has in use is given by epoch: in a long run, it should not grow.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--image-size", type=int, default=32)
     parser.add_argument("--num-workers", type=int, default=0)
+    parser.add_argument("--watch-memory", action="store_true")
     parser.add_argument("--json", type=Path)
     parser.add_argument("flags", nargs="*", help="more flags of main.py, after --")
     options = parser.parse_args()
@@ -47,18 +49,21 @@ def main() -> None:
             for seed in options.seeds:
                 flags = ["--data", options.data, "--recipe", recipe, "--epochs", epochs, "--seed", seed]
                 flags += ["--image-size", options.image_size, "--num-workers", options.num_workers, *options.flags]
-                rows = train(*flags).rows
+                trained = train(*flags, watch_memory=options.watch_memory)
+                rows, peaks = trained.rows, trained.peaks_by_epoch()
                 finals.append(rows[-1]["test_accuracy"])
                 seconds.append(sum(row["seconds"] for row in rows))
                 images = rows[0]["images_per_second"] * rows[0]["seconds"] * epochs
                 flops = images * flops_per_image(recipe != "fast", options.image_size)
                 run = {"recipe": recipe, "epochs": epochs, "image_size": options.image_size, "seed": seed}
-                runs.append(run | {"training_flops": flops, "rows": rows})
+                runs.append(run | {"training_flops": flops, "rows": rows, "peak_memory_by_epoch": peaks})
                 reached = "  ".join(f"{target:.0%}: {first_to_reach(rows, target)}" for target in TARGETS)
                 print(
                     f"{recipe}, {epochs} epochs, seed {seed}: {finals[-1]:.2%} in {seconds[-1]:,.0f} s  {reached}",
                     flush=True,
                 )
+                if options.watch_memory:
+                    print("  peak memory by epoch, MB:", *(f"{peak / 1e6:,.0f}" for peak in peaks), flush=True)
             middle = statistics.median(seconds)
             summary.append(f"  {recipe:<8} {epochs:>3} epochs  {mean_and_spread(finals)}  {middle:,.0f} s")
     print(f"\nmean and standard deviation of {len(options.seeds)} seed(s), median of seconds\n", *summary, sep="\n")

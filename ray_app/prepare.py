@@ -7,7 +7,6 @@ Exit codes: 0 done, even if single files were no images; 1 the output cannot be 
 import csv
 import dataclasses
 import io
-import os
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
@@ -81,6 +80,7 @@ def check_output(folder: "Folder", shards: "list[Shard]") -> None:
 def prepare(config: PrepareConfig) -> int:
     """Write all shards and say how it goes; the exit code."""
     from vgg_ddp.image_folder import list_images
+    from vgg_ddp.limits import usable_cores
     from vgg_ddp.shards import Settings, plan_shards, write_shards
     from vgg_ddp.storage import Folder, absolute
 
@@ -103,7 +103,7 @@ def prepare(config: PrepareConfig) -> int:
     written: list[Written] = []
     started = time.monotonic()
     try:
-        for shard in write_shards(output, shards, settings, config.processes or os.cpu_count() or 1):
+        for shard in write_shards(output, shards, settings, config.processes or usable_cores()):
             written.append(shard)
             made = sum(shard.images for shard in written if not shard.was_there)
             note = "was there" if shard.was_there else f"{made / (time.monotonic() - started):,.0f} images/s"

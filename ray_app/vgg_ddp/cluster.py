@@ -13,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError
+from vgg_ddp.limits import usable_cores
 from vgg_ddp.ray_environment import LOCAL, PACKAGE
 from vgg_ddp.storage import Folder
 
@@ -37,7 +38,7 @@ def connect(address: str, verbose: bool = False) -> Any:
     """
     level = logging.INFO if verbose else logging.ERROR
     if address == LOCAL:
-        return ray.init(address=LOCAL, logging_level=level)
+        return ray.init(address=LOCAL, num_cpus=usable_cores(), logging_level=level)
     if address != "auto":
         _require_answer(address)
     try:

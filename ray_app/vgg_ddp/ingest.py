@@ -1,13 +1,12 @@
 """What a run begins with; whether its images are decoded before training, or while it goes on."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import SPLITS, Dataset, Source, load_dataset
 from vgg_ddp.flags import UsageError
+from vgg_ddp.limits import available_memory_bytes
 from vgg_ddp.parquet import find_files, look_at_files
 from vgg_ddp.pretrained import Pretrained, read_pretrained
 from vgg_ddp.stream import StreamedDataset, open_stream
@@ -68,34 +67,3 @@ def decoded_bytes(source: Source, image_size: int) -> int:
         folder, files = find_files(source.location, split)
         images += sum(look_at_files(folder, files, lambda parquet: int(parquet.file.metadata.num_rows)))
     return images * image_size**2 * 3
-
-
-def available_memory_bytes(root: Path = Path("/")) -> int:
-    """Memory that this machine, or the control group that this process is in, has left."""
-    meminfo = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
-    available = int(meminfo["MemAvailable"].split()[0]) * 1024
-    for folder, limit_name, used_name in _control_groups(root):
-        if (folder / limit_name).exists():
-            limit = (folder / limit_name).read_text().strip()
-            # Where there is no limit, the file says max, or a number beyond any memory.
-            if limit != "max":
-                available = min(available, int(limit) - int((folder / used_name).read_text()))
-    return max(0, available)
-
-
-def _control_groups(root: Path) -> Iterator[tuple[Path, str, str]]:
-    """Folders of this process' control groups, version 2 and 1, and the names of the files of limit and use.
-
-    A container may see its own group as the root of all, and yet be told its place on the machine outside.
-    """
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
-        _, controllers, place = line.split(":", 2)
-        if not controllers:
-            names = ("sys/fs/cgroup", "memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            names = ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        folder, limit_name, used_name = names
-        for place_or_root in {place.strip("/"), ""}:
-            yield root / folder / place_or_root, limit_name, used_name

@@ -1,7 +1,6 @@
 """Images and labels from Parquet files in the layout of the Hugging Face `datasets` library."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from vgg_ddp.flags import UsageError
 from vgg_ddp.images import decode_image
+from vgg_ddp.limits import usable_cores
 from vgg_ddp.storage import Folder
 
 IMAGE_COLUMNS = ("img", "image")
@@ -185,7 +185,7 @@ def decode_images(
 
     chunk = 1000
     chunks = [range(start, min(start + chunk, len(encoded))) for start in range(0, len(encoded), chunk)]
-    with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(threads or usable_cores()) as pool:
         for _ in pool.map(decode_rows, chunks):
             pass
     return images

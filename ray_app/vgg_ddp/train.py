@@ -1,11 +1,8 @@
 """What each worker runs: resume, then train epoch by epoch. The same under Ray Train and torchrun."""
 
 import logging
-import os
 import time
-from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
 
 import ray
 import ray.train
@@ -15,17 +12,17 @@ import torch.distributed as dist
 
 from vgg_ddp import checkpoint
 from vgg_ddp.allocation import keep_freed_memory
+from vgg_ddp.collectives import from_all_ranks, from_rank_zero
 from vgg_ddp.data import Dataset
 from vgg_ddp.failures import is_consequence
 from vgg_ddp.hangs import explain, find_hung_ranks, is_timeout
 from vgg_ddp.hardware import choose_precision, processor_name
 from vgg_ddp.job import Job, Outcome, Ranks
+from vgg_ddp.limits import usable_cores
 from vgg_ddp.report import write_config, write_metrics, write_model
 from vgg_ddp.storage import Folder
 from vgg_ddp.stream import StreamedDataset
 from vgg_ddp.worker import Worker
-
-T = TypeVar("T")
 
 
 def train_loop(settings: dict[str, Job]) -> Outcome:
@@ -42,14 +39,14 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
     context = ray.train.get_context()
     device = ray.train.torch.get_device() if job.use_gpu else torch.device("cpu")
     keep_freed_memory()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    torch.set_num_threads(max(1, usable_cores() // context.get_local_world_size()))
     inputs = ray.get(job.inputs) if isinstance(job.inputs, ray.ObjectRef) else job.inputs
     run, precision, newest = from_rank_zero(lambda: _start(job, device))
     ranks = Ranks(
         context.get_world_rank(),
         context.get_world_size(),
         context.get_local_world_size(),
-        is_same_on_all_ranks(processor_name(device)),
+        are_alike=len(set(from_all_ranks(processor_name(device)))) == 1,
     )
     worker = Worker(job, inputs, run, precision, device, ranks)
     phases["model built"] = time.time()
@@ -90,21 +87,3 @@ def _start(job: Job, device: torch.device) -> tuple[Folder, str, str | None]:
     # A resumed run keeps its precision, whatever machine it finds itself on.
     name, state = newest
     return job.run, state["precision"], name
-
-
-def from_rank_zero(decide: Callable[[], T]) -> T:
-    """Call a function on rank 0 and give all ranks its result. A collective."""
-    if not dist.is_initialized():
-        return decide()
-    decided = [decide() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(decided)
-    return decided[0]  # type: ignore[return-value]
-
-
-def is_same_on_all_ranks(text: str) -> bool:
-    """Whether all ranks give the same. A collective."""
-    if not dist.is_initialized():
-        return True
-    texts: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(texts, text)
-    return len(set(texts)) == 1

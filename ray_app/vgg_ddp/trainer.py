@@ -57,9 +57,7 @@ class LeanTrainer(TorchTrainer):  # type: ignore[misc]
         return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
 
 
-def build_trainer(
-    job: Job, run: Folder, resources_per_worker: dict[str, float], own_cluster: bool = True
-) -> TorchTrainer:
+def build_trainer(job: Job, run: Folder, resources_per_worker: dict[str, float], own_cluster: bool) -> TorchTrainer:
     """A trainer whose workers each run `train_loop` on the job, restarted together when one fails."""
     config = job.config
     storage_path, name = posixpath.split(run.path)

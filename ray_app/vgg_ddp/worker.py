@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import ray.train
 import torch
-import torch.distributed as dist
 
 from vgg_ddp import checkpoint
 from vgg_ddp.batches import normalize, rank_range
+from vgg_ddp.collectives import from_all_ranks
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.control import Control, Decision
 from vgg_ddp.data import Dataset
@@ -238,11 +238,7 @@ class Worker:
 
     def _refusal(self) -> Outcome | None:
         """The outcome if a rank met an image that cannot be used. A collective."""
-        failures = [self.feed.failure]
-        if dist.is_initialized():
-            failures = [None] * self.world_size
-            dist.all_gather_object(failures, self.feed.failure)
-        message = next((failure for failure in failures if failure), None)
+        message = next(filter(None, from_all_ranks(self.feed.failure)), None)
         return Outcome("refused", message, self.progress.step) if message else None
 
     @torch.no_grad()

@@ -64,7 +64,8 @@ def train(
         inputs = ray.put(Inputs(tiny_dataset))
         job = Job(config, inputs, folder, False, False, batch_norm=batch_norm, stop_requested=stop_requested)
         placement = cluster.place_workers(config)
-        outcome: Outcome = build_trainer(job, folder, placement.resources_per_worker).fit().return_value
+        trainer = build_trainer(job, folder, placement.resources_per_worker, own_cluster=True)
+        outcome: Outcome = trainer.fit().return_value
         return outcome, read_metrics(folder)
 
     return run

@@ -6,11 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from vgg_ddp.hardware import choose_precision, processor_name
-from vgg_ddp.train import is_same_on_all_ranks
 
 CPU = torch.device("cpu")
 
@@ -54,17 +51,3 @@ def test_processor_is_named_as_the_system_does(monkeypatch: pytest.MonkeyPatch) 
     assert processor_name(CPU) in Path("/proc/cpuinfo").read_text()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
     assert processor_name(torch.device("cuda", 1)) == "GPU of cuda:1"
-
-
-def compare_on_a_rank(rank: int, folder: str) -> None:
-    """Compare what both ranks have in common, then what they have not, and store both answers."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    answers = [is_same_on_all_ranks("a processor"), is_same_on_all_ranks(f"processor {rank}")]
-    torch.save(answers, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_ranks_of_two_kinds_of_processors_know_it(tmp_path: Path) -> None:
-    mp.spawn(compare_on_a_rank, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
-    assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)] == [[True, False]] * 2
-    assert is_same_on_all_ranks("alone")

@@ -1,0 +1,84 @@
+"""How much memory and how many cores this process finds for itself."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from vgg_ddp.limits import available_memory_bytes, usable_cores
+from vgg_ddp.ray_environment import PACKAGE
+
+MIB = 2**20
+
+
+V2, V1 = "0::/mine\n", "9:cpu,cpuacct:/other\n4:memory:/mine\n0::/\n"
+NO_LIMIT = 9223372036854771712
+
+
+def write_groups(root: Path, groups: str, files: dict[str, object]) -> None:
+    """What Linux says of a process' control groups."""
+    everything = {f"sys/fs/cgroup/{name}": f"{content}\n" for name, content in files.items()}
+    for name, content in (everything | {"proc/self/cgroup": groups}).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        (V2, {}, 100),
+        (V2, {"mine/memory.max": "max", "mine/memory.current": 5 * MIB}, 100),
+        (V2, {"mine/memory.max": 60 * MIB, "mine/memory.current": 20 * MIB}, 40),
+        (V2, {"mine/memory.max": 20 * MIB, "mine/memory.current": 21 * MIB}, 0),
+        # A container that sees its group as the root.
+        (V2, {"memory.max": 60 * MIB, "memory.current": 20 * MIB}, 40),
+        (V1, {"memory/mine/memory.limit_in_bytes": NO_LIMIT, "memory/mine/memory.usage_in_bytes": 5 * MIB}, 100),
+        (V1, {"memory/mine/memory.limit_in_bytes": 60 * MIB, "memory/mine/memory.usage_in_bytes": 20 * MIB}, 40),
+    ],
+)
+def test_memory_left_is_that_of_the_machine_or_of_its_control_group(
+    groups: str, files: dict[str, object], expected: int, tmp_path: Path
+) -> None:
+    write_groups(tmp_path, groups, files)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 204800 kB\nMemAvailable: 102400 kB\n")
+    assert available_memory_bytes(tmp_path) == expected * MIB
+
+
+def test_memory_left_here_is_less_than_all() -> None:
+    assert 0 < available_memory_bytes() <= psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        (V2, {}, 8),
+        (V2, {"mine/cpu.max": "max 100000"}, 8),
+        (V2, {"mine/cpu.max": "250000 100000"}, 3),
+        (V2, {"mine/cpu.max": "50000 100000"}, 1),
+        (V2, {"mine/cpu.max": "6400000 100000"}, 8),
+        # A container that sees its group as the root.
+        (V2, {"cpu.max": "200000 100000"}, 2),
+        (V1, {"cpu/other/cpu.cfs_quota_us": -1, "cpu/other/cpu.cfs_period_us": 100000}, 8),
+        (V1, {"cpu/other/cpu.cfs_quota_us": 150000, "cpu/other/cpu.cfs_period_us": 50000}, 3),
+        (V1, {"cpu/cpu.cfs_quota_us": 100000, "cpu/cpu.cfs_period_us": 100000}, 1),
+    ],
+)
+def test_usable_cores_are_those_of_the_machine_or_what_the_quota_pays_for(
+    groups: str, files: dict[str, object], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_groups(tmp_path, groups, files)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert usable_cores(tmp_path) == expected
+
+
+def test_process_that_is_bound_to_a_core_uses_one() -> None:
+    bound = {min(os.sched_getaffinity(0))}
+    program = "from vgg_ddp.limits import usable_cores; print(usable_cores())"
+    printed = subprocess.check_output(
+        [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {bound}); {program}"],
+        env=os.environ | {"PYTHONPATH": str(PACKAGE.parent)},
+    )
+    assert printed == b"1\n"
