@@ -33,23 +33,14 @@ def without_muon() -> None:
 def _change_model(change: Callable[[fast_vgg.FastVGG11], None]) -> None:
     build = fast_vgg.build_fast_model
 
-    def changed(num_classes: int, seed: int, images: Tensor) -> fast_vgg.FastVGG11:
-        model = build(num_classes, seed, images)
+    def changed(num_classes: int, seed: int) -> fast_vgg.FastVGG11:
+        model = build(num_classes, seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             change(model)
         return model
 
     worker.build_fast_model = changed
-
-
-def without_whitening() -> None:
-    def learn_first_layer(model: fast_vgg.FastVGG11) -> None:
-        first = model.stages()[0].convolution
-        first.weight.requires_grad_(True)
-        first.reset_parameters()
-
-    _change_model(learn_first_layer)
 
 
 def without_identities() -> None:
@@ -81,7 +72,6 @@ def with_slow_biases() -> None:
 
 CHANGES: dict[str, Callable[[], None]] = {
     "SGD instead of Muon": without_muon,
-    "first layer learnt, not whitening": without_whitening,
     "random filters, not identities": without_identities,
     "flips at random": without_alternating_flip,
     "constant learning rate": without_decay,

@@ -26,7 +26,7 @@ from vgg_ddp.batches import normalize
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Dataset, find_source, load_dataset
 from vgg_ddp.fast_vgg import build_fast_model
-from vgg_ddp.feeds import MemoryFeed, whitening_images
+from vgg_ddp.feeds import MemoryFeed
 from vgg_ddp.model import build_model
 from vgg_ddp.optim import build_optimizers, schedule
 
@@ -57,8 +57,7 @@ class Training:
         self.total_steps = config.epochs * self.steps_per_epoch
         self.dtype = torch.bfloat16 if measures.bf16 else torch.float32
         if config.recipe == "fast":
-            images = whitening_images(dataset.examples, self.mean, self.std)
-            self.model: torch.nn.Module = build_fast_model(len(dataset.class_names), config.seed, images)
+            self.model: torch.nn.Module = build_fast_model(len(dataset.class_names), config.seed)
         else:
             self.model = build_model(len(dataset.class_names), config.seed)
         memory_format = torch.channels_last if measures.channels_last else torch.contiguous_format

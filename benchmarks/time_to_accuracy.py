@@ -54,7 +54,7 @@ def main() -> None:
                 finals.append(rows[-1]["test_accuracy"])
                 seconds.append(sum(row["seconds"] for row in rows))
                 images = rows[0]["images_per_second"] * rows[0]["seconds"] * epochs
-                flops = images * flops_per_image(recipe != "fast", options.image_size)
+                flops = images * flops_per_image(options.image_size)
                 run = {"recipe": recipe, "epochs": epochs, "image_size": options.image_size, "seed": seed}
                 runs.append(run | {"training_flops": flops, "rows": rows, "peak_memory_by_epoch": peaks})
                 reached = "  ".join(f"{target:.0%}: {first_to_reach(rows, target)}" for target in TARGETS)

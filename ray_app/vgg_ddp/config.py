@@ -48,7 +48,7 @@ class TrainConfig:
     """Images per optimizer step over all workers together (the global batch). Unset: 512, or the next lower number that
     splits evenly; less where an epoch would have fewer than ten steps."""
     recipe: Literal["fast", "classic"] = "fast"
-    """fast: Muon on the filters, a whitening first layer, and what else learns in few epochs. classic: SGD."""
+    """fast: Muon on the filters, and what else learns in few epochs. classic: SGD."""
     init_from: str | None = None
     """Begin with the weights of a former run (its folder or .safetensors file), or of torchvision's vgg11_bn (a .pth
     file); a path or URI. Where the classes differ, the last layer begins anew."""

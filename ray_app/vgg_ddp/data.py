@@ -63,11 +63,6 @@ class Dataset:
     def num_test(self) -> int:
         return len(self.test)
 
-    @property
-    def examples(self) -> npt.NDArray[np.uint8]:
-        """Training images from all over the split."""
-        return self.train.images
-
 
 @dataclass(frozen=True)
 class Source:

@@ -17,9 +17,6 @@ from vgg_ddp.model import LAYERS, VGG11
 NORM_MOMENTUM = 0.4
 # The classifier begins with weights of standard deviation 1 on 512 features.
 LOGIT_SCALE = 1 / 512
-WHITENING_EPSILON = 5e-4
-# Large maps of a layer that does not learn are needed for a moment only: not all of a batch at once on a CPU.
-IMAGES_IN_CACHE = 32
 
 
 class Stage(nn.Module):
@@ -34,23 +31,17 @@ class Stage(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H, W), or half of H and W."""
-        if self.convolution.weight.requires_grad or images.device.type != "cpu":
-            images = self._convolve(images)
-        else:
-            with torch.no_grad():
-                images = torch.cat([self._convolve(part) for part in images.split(IMAGES_IN_CACHE)])
-        return F.relu(self.norm(images), inplace=True)
-
-    def _convolve(self, images: Tensor) -> Tensor:
         images = self.convolution(images)
-        return F.max_pool2d(images, kernel_size=2) if self.pooled else images
+        if self.pooled:
+            images = F.max_pool2d(images, kernel_size=2)
+        return F.relu(self.norm(images), inplace=True)
 
 
 class FastVGG11(nn.Module):
     """VGG11 whose pools come before normalisation and ReLU, which then work on a quarter of the pixels.
 
-    Only the biases of batch normalisation are learnt, and the convolutions have none. With positive scales the place of
-    the pools does not change the result: a trained one equals the plain `VGG11` that `to_vgg11` gives.
+    Batch normalisation learns biases only, and the convolutions have none. With positive scales the place of the pools
+    does not change the result: a trained one equals the plain `VGG11` that `to_vgg11` gives.
     """
 
     def __init__(self, num_classes: int) -> None:
@@ -111,30 +102,16 @@ class FastVGG11(nn.Module):
 
 
 @torch.no_grad()
-def build_fast_model(num_classes: int, seed: int, images: Tensor) -> FastVGG11:
-    """A model that depends on the seed and on normalised training images (N, 3, H, W) alone, channels_last.
+def build_fast_model(num_classes: int, seed: int) -> FastVGG11:
+    """A model whose weights depend on the seed alone, in channels_last memory format.
 
-    Its first layer whitens patches of the images and stays as it is. The others begin by passing their input on.
+    All layers but the first begin by passing their input on.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FastVGG11(num_classes)
-        first, *others = [stage.convolution for stage in model.stages()]
-        first.weight.requires_grad_(False).copy_(_whitening_filters(images, first.out_channels))
-        for convolution in others:
-            # As many filters as there are inputs; the rest stay random.
-            nn.init.dirac_(convolution.weight[: convolution.in_channels])
-        model.classifier.weight.div_(model.classifier.weight.std())
+    for stage in model.stages()[1:]:
+        # As many filters as there are inputs; the rest stay random.
+        nn.init.dirac_(stage.convolution.weight[: stage.convolution.in_channels])
+    model.classifier.weight.div_(model.classifier.weight.std())
     return model.to(memory_format=torch.channels_last)
-
-
-def _whitening_filters(images: Tensor, count: int) -> Tensor:
-    """Filters (count, 3, 3, 3) whose outputs on patches of the images are uncorrelated, of variance 1.
-
-    First the 27 principal directions, the weakest first, then their negatives, then random mixtures of them.
-    """
-    patches = F.unfold(images, kernel_size=3).transpose(1, 2).reshape(-1, 27).double()
-    variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
-    filters = directions.T / (variances + WHITENING_EPSILON).sqrt()[:, None]
-    mixtures = torch.randn(count - 2 * len(filters), 27, dtype=torch.float64) @ filters / 27**0.5
-    return torch.cat([filters, -filters, mixtures]).view(count, 3, 3, 3).float()

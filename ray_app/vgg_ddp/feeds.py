@@ -4,17 +4,15 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vgg_ddp.batches import EpochPlan, augment, normalize, plan_epoch, rank_range
+from vgg_ddp.batches import EpochPlan, augment, plan_epoch, rank_range
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Dataset
 
 EVALUATION_BATCH = 500
-WHITENING_IMAGES = 1000
 Batches = Iterator[tuple[Tensor, Tensor]]
 """Images, uint8 (n, H, W, 3), and labels, int64 (n,), on the device."""
 
@@ -44,13 +42,6 @@ def draw_plan(config: TrainConfig, num_images: int, epoch: int) -> EpochPlan:
 def mean_pixel(mean: tuple[float, ...], device: torch.device) -> Tensor:
     """The mean of the channels as a pixel, uint8 (3,): what takes the place of what is cut out."""
     return torch.tensor(mean, device=device).round().to(torch.uint8)
-
-
-def whitening_images(examples: npt.NDArray[np.uint8], mean: Tensor, std: Tensor) -> Tensor:
-    """Some of the training images (N, H, W, 3), from all over them, normalised: float32 (n, 3, H, W) on the CPU."""
-    stride = max(1, len(examples) // WHITENING_IMAGES)
-    chosen = as_tensor(examples[::stride][:WHITENING_IMAGES], mean.device)
-    return normalize(chosen, mean, std, torch.float32).to("cpu")
 
 
 class MemoryFeed:

@@ -77,11 +77,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
-    """Move the singular values of a matrix with at most as many rows as columns near 1, by a Newton-Schulz iteration.
+    """Move the singular values of a matrix near 1, by a Newton-Schulz iteration.
 
     Each iteration maps x to a x + b x^3 + c x^5. It is worked out on the square of the matrix, so that only two large
     products are needed whatever the number of iterations. All products, and the result, are of `dtype`.
     """
+    if len(matrix) > matrix.shape[1]:
+        # The smaller of the two squares is the cheaper one, and none of its values is 0.
+        return orthogonalize(matrix.T, dtype).T.contiguous()
     a, b, c = COEFFICIENTS
     scaled = (matrix / (matrix.norm() + 1e-7)).to(dtype)
     square = scaled @ scaled.T

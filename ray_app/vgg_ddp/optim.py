@@ -59,7 +59,7 @@ def build_optimizers(
     """
     if isinstance(model, FastVGG11):
         stages = model.stages()
-        filters = [stage.convolution.weight for stage in stages if stage.convolution.weight.requires_grad]
+        filters = [stage.convolution.weight for stage in stages]
         biases = [stage.norm.bias for stage in stages]
         groups = [
             {"params": biases, "lr": NORM_BIAS_LR * batch_size, "weight_decay": 0.0},

@@ -24,7 +24,7 @@ from vgg_ddp.parquet import (
 )
 from vgg_ddp.storage import Folder
 
-# What the driver decodes to learn the channels' mean and standard deviation, and for whitening.
+# What the driver decodes to learn the channels' mean and standard deviation.
 EXAMPLES = 5000
 EXAMPLE_BYTES = 2**28
 BLOCK_BYTES = 2**24
@@ -62,9 +62,8 @@ class StreamedDataset:
 
     Attributes:
         name: what was found, for people.
-        examples: some training images, uint8 (N, image_size, image_size, 3).
-        mean: of each channel of the examples, in units of 0..255.
-        std: of each channel of the examples, in units of 0..255.
+        mean: of each channel of some training images, in units of 0..255.
+        std: of each channel of the same.
     """
 
     name: str
@@ -75,7 +74,6 @@ class StreamedDataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    examples: npt.NDArray[np.uint8]
 
     @property
     def num_train(self) -> int:
@@ -103,9 +101,8 @@ def open_stream(source: Source, image_size: int) -> StreamedDataset:
                 f"range: expected 0 to {len(names) - 1}, the classes of the training split."
             )
     train_groups, test_groups = (tuple(group for group, _, _ in groups) for groups in (train, test))
-    examples = _decode_examples(folder, train_groups, image_size)
-    mean, std = channel_statistics(examples)
-    return StreamedDataset(source.name, folder, train_groups, test_groups, image_size, names, mean, std, examples)
+    mean, std = channel_statistics(_decode_examples(folder, train_groups, image_size))
+    return StreamedDataset(source.name, folder, train_groups, test_groups, image_size, names, mean, std)
 
 
 def _look_at(

@@ -13,7 +13,7 @@ from vgg_ddp.config import TrainConfig
 from vgg_ddp.control import Control, Decision
 from vgg_ddp.data import Dataset
 from vgg_ddp.fast_vgg import FastVGG11, build_fast_model
-from vgg_ddp.feeds import Batches, Feed, MemoryFeed, as_tensor, whitening_images
+from vgg_ddp.feeds import Batches, Feed, MemoryFeed, as_tensor
 from vgg_ddp.ingest import Inputs
 from vgg_ddp.job import Job, Outcome, Ranks
 from vgg_ddp.metrics import Sums
@@ -100,7 +100,7 @@ class Worker:
         if config.recipe == "classic":
             model = build_model(num_classes, config.seed, batch_norm)
         else:
-            model = build_fast_model(num_classes, config.seed, whitening_images(dataset.examples, self.mean, self.std))
+            model = build_fast_model(num_classes, config.seed)
         if pretrained:
             tensors = {name: as_tensor(values, torch.device("cpu")) for name, values in pretrained.tensors.items()}
             model.load(tensors, with_head=pretrained.class_names == dataset.class_names)

@@ -23,7 +23,7 @@ def make_filters(*shapes: tuple[int, int], seed: int = 0) -> list[Tensor]:
     return filters
 
 
-@pytest.mark.parametrize("shape", [(16, 27), (64, 576), (30, 30)])
+@pytest.mark.parametrize("shape", [(16, 27), (64, 576), (30, 30), (64, 27)])
 def test_each_singular_value_goes_through_the_polynomial(shape: tuple[int, int]) -> None:
     matrix = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     left, values, right = torch.linalg.svd(matrix / matrix.norm(), full_matrices=False)
@@ -77,7 +77,7 @@ def test_work_is_given_to_the_rank_that_has_least() -> None:
     assert sorted(assign([1, 1, 1, 1], 4)) == [0, 1, 2, 3]
 
 
-SHAPES = ((16, 4), (16, 8), (8, 8))
+SHAPES = ((32, 3), (16, 4), (16, 8), (8, 8))
 
 
 def step_on_a_rank(rank: int, folder: str) -> None:
