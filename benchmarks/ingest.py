@@ -35,6 +35,7 @@ from vgg_ddp import ray_environment
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import find_source, load_dataset
 from vgg_ddp.feeds import Feed, MemoryFeed
+from vgg_ddp.limits import usable_cores
 from vgg_ddp.parquet import find_files
 from vgg_ddp.stream import open_stream
 from vgg_ddp.stream_feed import StreamFeed
@@ -65,7 +66,7 @@ class EncodedImages(Dataset):
 def rate_of_loader(location: str, batch_size: int) -> float:
     """Images per second that torch's DataLoader brings, with a process for each core."""
     images = EncodedImages(location)
-    loader = DataLoader(images, batch_size, shuffle=True, num_workers=os.cpu_count() or 1, drop_last=True)
+    loader = DataLoader(images, batch_size, shuffle=True, num_workers=usable_cores(), drop_last=True)
     started = time.perf_counter()
     count = sum(len(labels) for _, labels in loader)
     return count / (time.perf_counter() - started)

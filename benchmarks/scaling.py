@@ -8,12 +8,15 @@ in turn, so that a change of the machine's speed hits all alike; medians are com
 """
 
 import argparse
-import os
 import statistics
+import sys
 from pathlib import Path
 
-from program import train
+from program import ROOT, train
 from record import write_json
+
+sys.path.insert(0, str(ROOT / "ray_app"))
+from vgg_ddp.limits import usable_cores
 
 WORKERS = (1, 2, 4)
 
@@ -43,7 +46,7 @@ def main() -> None:
                     f"round {number + 1}: {kind:<6} {count} worker(s) {speeds[kind][count][-1]:8.1f} images/s",
                     flush=True,
                 )
-    print(f"\nmedian of {options.rounds}, {options.data}, {options.precision}, {os.cpu_count()} cores\n")
+    print(f"\nmedian of {options.rounds}, {options.data}, {options.precision}, {usable_cores()} cores\n")
     for kind, sizes in batch_sizes.items():
         one = statistics.median(speeds[kind][1])
         for count, batch_size in sizes.items():

@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("flags", nargs="*", help="more flags of main.py, after --")
     options = parser.parse_args()
+    if options.watch_memory and not options.num_workers:
+        parser.error("--watch-memory looks at Ray's workers: give --num-workers")
     runs: list[dict[str, object]] = []
     summary = []
     for recipe in options.recipes:
@@ -50,19 +52,20 @@ def main() -> None:
                 flags = ["--data", options.data, "--recipe", recipe, "--epochs", epochs, "--seed", seed]
                 flags += ["--image-size", options.image_size, "--num-workers", options.num_workers, *options.flags]
                 trained = train(*flags, watch_memory=options.watch_memory)
-                rows, peaks = trained.rows, trained.peaks_by_epoch()
+                rows = trained.rows
                 finals.append(rows[-1]["test_accuracy"])
                 seconds.append(sum(row["seconds"] for row in rows))
                 images = rows[0]["images_per_second"] * rows[0]["seconds"] * epochs
                 flops = images * flops_per_image(options.image_size)
                 run = {"recipe": recipe, "epochs": epochs, "image_size": options.image_size, "seed": seed}
-                runs.append(run | {"training_flops": flops, "rows": rows, "peak_memory_by_epoch": peaks})
+                runs.append(run | {"training_flops": flops, "rows": rows})
                 reached = "  ".join(f"{target:.0%}: {first_to_reach(rows, target)}" for target in TARGETS)
                 print(
                     f"{recipe}, {epochs} epochs, seed {seed}: {finals[-1]:.2%} in {seconds[-1]:,.0f} s  {reached}",
                     flush=True,
                 )
                 if options.watch_memory:
+                    peaks = runs[-1]["peak_memory_by_epoch"] = trained.peaks_by_epoch()
                     print("  peak memory by epoch, MB:", *(f"{peak / 1e6:,.0f}" for peak in peaks), flush=True)
             middle = statistics.median(seconds)
             summary.append(f"  {recipe:<8} {epochs:>3} epochs  {mean_and_spread(finals)}  {middle:,.0f} s")

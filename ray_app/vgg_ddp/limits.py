@@ -10,16 +10,11 @@ def available_memory_bytes(root: Path = Path("/")) -> int:
     """Memory that this machine, or the control group that this process is in, has left."""
     meminfo = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
     available = int(meminfo["MemAvailable"].split()[0]) * 1024
-    for folder, version in _control_groups(root, "memory"):
-        limit_name, used_name = {
-            2: ("memory.max", "memory.current"),
-            1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-        }[version]
-        if (folder / limit_name).exists():
-            limit = (folder / limit_name).read_text().strip()
-            # Where there is no limit, the file says max, or a number beyond any memory.
-            if limit != "max":
-                available = min(available, int(limit) - int((folder / used_name).read_text()))
+    v2, v1 = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for limit, used in _control_group_settings(root, "memory", v2, v1):
+        # Where there is no limit, it is max, or a number beyond any memory.
+        if limit != "max":
+            available = min(available, int(limit) - int(used))
     return max(0, available)
 
 
@@ -30,28 +25,29 @@ def usable_cores(root: Path = Path("/")) -> int:
     for (`docker --cpus`, a Kubernetes limit), rounded up.
     """
     cores = len(os.sched_getaffinity(0))
-    for folder, version in _control_groups(root, "cpu"):
-        names = {2: ("cpu.max",), 1: ("cpu.cfs_quota_us", "cpu.cfs_period_us")}[version]
-        if all((folder / name).exists() for name in names):
-            quota, period = " ".join((folder / name).read_text() for name in names).split()
-            # Where there is no quota, the file says max, or -1.
-            if quota != "max" and int(quota) > 0:
-                cores = min(cores, math.ceil(int(quota) / int(period)))
+    for quota, period in _control_group_settings(root, "cpu", ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        # Where there is no quota, it is max, or -1.
+        if quota != "max" and int(quota) > 0:
+            cores = min(cores, math.ceil(int(quota) / int(period)))
     return cores
 
 
-def _control_groups(root: Path, controller: str) -> Iterator[tuple[Path, int]]:
-    """Folders of this process' control groups that may limit memory or cpu, each with its version, 2 or 1.
+def _control_group_settings(
+    root: Path, controller: str, v2_files: tuple[str, ...], v1_files: tuple[str, ...]
+) -> Iterator[list[str]]:
+    """The words in files of each control group of this process that has them, of version 2 or 1.
 
     A container may see its own group as the root of all, and yet be told its place on the machine outside.
     """
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         _, controllers, place = line.split(":", 2)
         if not controllers:
-            folder, version = root / "sys/fs/cgroup", 2
+            top, files = root / "sys/fs/cgroup", v2_files
         elif controller in controllers.split(","):
-            folder, version = root / "sys/fs/cgroup" / controller, 1
+            top, files = root / "sys/fs/cgroup" / controller, v1_files
         else:
             continue
         for place_or_root in {place.strip("/"), ""}:
-            yield folder / place_or_root, version
+            paths = [top / place_or_root / file for file in files]
+            if all(path.exists() for path in paths):
+                yield " ".join(path.read_text() for path in paths).split()

@@ -12,8 +12,6 @@ from vgg_ddp.limits import available_memory_bytes, usable_cores
 from vgg_ddp.ray_environment import PACKAGE
 
 MIB = 2**20
-
-
 V2, V1 = "0::/mine\n", "9:cpu,cpuacct:/other\n4:memory:/mine\n0::/\n"
 NO_LIMIT = 9223372036854771712
 
