@@ -31,7 +31,7 @@ def torchrun_command(processes: int, *flags: object) -> list[str]:
     """The command line of a run that torchrun starts, and starts again once if a process of it fails."""
     torchrun = Path(sys.executable).with_name("torchrun")
     options = ("--standalone", f"--nproc-per-node={processes}", "--max-restarts=1")
-    return [str(part) for part in (torchrun, *options, MAIN, "--num-workers", 0, *flags)]
+    return [str(part) for part in (torchrun, *options, MAIN, *flags)]
 
 
 def run_main(*flags: object, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -5,6 +5,11 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+# Its functions keep the process group that there is when they are imported, and torch.optim imports them. Before any
+# group here: else gloo's threads outlive the group, and may abort a process that ends meanwhile.
+# See https://github.com/pytorch/pytorch/issues/190489.
+import torch.distributed.nn  # noqa: F401
+
 T = TypeVar("T")
 
 

@@ -8,6 +8,8 @@ from vgg_ddp.flags import UsageError, flag
 from vgg_ddp.recipe import Recipe, choose_recipe
 
 PROGRAM = "python ray_app/main.py"
+# Set in the environment of processes that torchrun starts.
+TORCHRUN = "TORCHELASTIC_RUN_ID"
 DATA_NAMES = ("auto", "cifar10", "sample")
 
 # The global batch unless one is given: of so many images, or fewer where an epoch would have fewer steps than these.
@@ -33,7 +35,8 @@ class TrainConfig:
     """Train VGG11 on CIFAR-10, or on your own images, with PyTorch DDP under Ray Train."""
 
     num_workers: int = 4
-    """DDP workers, one GPU each where there are enough. 0: no Ray cluster, this process (or torchrun's) trains."""
+    """DDP workers, one GPU each where there are enough. 0: no Ray cluster, this process trains. Under
+    torchrun always 0: its processes are the workers."""
     min_workers: int | None = None
     """Fewest workers to train with: the run then starts with the GPUs or CPUs that are there, and shrinks and grows
     with the cluster, up to --num-workers. The global batch stays. Unset: always --num-workers."""

@@ -1,5 +1,6 @@
 """The driver: check everything that can be checked, start the workers, say how it went."""
 
+import os
 import sys
 import time
 import uuid
@@ -10,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vgg_ddp import ray_environment
-from vgg_ddp.config import TrainConfig
+from vgg_ddp.config import TORCHRUN, TrainConfig
 from vgg_ddp.data import Dataset, find_source
 from vgg_ddp.flags import UsageError
 from vgg_ddp.follower import Follower
@@ -37,6 +38,8 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
         UsageError: if the input cannot be used; no run folder is made then.
     """
     run = open_run(config, arguments)
+    if run.config.num_workers and TORCHRUN in os.environ:
+        raise UsageError(f"--num-workers {run.config.num_workers}: torchrun has started the workers; leave it out.")
     if run.exists and run.is_finished():
         print(f"Run {run.name} is finished already: there is nothing to train.")
         print(format_summary(read_metrics(run.folder)))

@@ -32,6 +32,18 @@ pytestmark = pytest.mark.slow
 FLAGS: tuple[object, ...] = ("--recipe", "classic", "--precision", "fp32", "--lr", 0.02, "--epochs", 2)
 FLAGS += ("--checkpoint-every-seconds", 0.5)
 
+# Python runs this at its start: it writes down the threads of each rank as the process ends.
+WATCH_THREADS = """
+import atexit, os, pathlib
+
+def write():
+    names = [name.read_text() for name in pathlib.Path("/proc/self/task").glob("*/comm")]
+    pathlib.Path("threads-" + os.environ["RANK"]).write_text("".join(names))
+
+if "RANK" in os.environ:
+    atexit.register(write)
+"""
+
 
 def model(cwd: Path) -> bytes:
     return (cwd / "runs/run/model.safetensors").read_bytes()
@@ -71,6 +83,18 @@ def test_signalled_process_resumes_to_the_same_weights(
     assert resumed.returncode == 0, resumed.stderr
     assert "Resumed at step" in resumed.stdout
     assert model(tmp_path) == undisturbed
+
+
+def test_processes_of_torchrun_end_without_threads_of_gloo(tiny_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WATCH_THREADS)
+    command = torchrun_command(2, "--data", tiny_data, "--run-name", "run", *FLAGS)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    for rank in range(2):
+        names = (tmp_path / f"threads-{rank}").read_text()
+        assert "python" in names
+        assert "gloo" not in names
 
 
 def test_terminated_torchrun_saves_and_resumes_to_the_same_weights(

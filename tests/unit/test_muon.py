@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from torch import Tensor
 
 from vgg_ddp.muon import COEFFICIENTS, ITERATIONS, Muon, assign, orthogonalize
@@ -80,15 +79,13 @@ def test_work_is_given_to_the_rank_that_has_least() -> None:
 SHAPES = ((32, 3), (16, 4), (16, 8), (8, 8))
 
 
-def step_on_a_rank(rank: int, folder: str) -> None:
-    """Take two steps with the work shared by two ranks, and store the filters."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+def step_on_a_rank(rank: int, folder: Path) -> None:
+    """Take two steps with the work shared by all ranks, and store the filters."""
     filters = make_filters(*SHAPES)
     optimizer = Muon(filters, lr=0.1, momentum=0.6, dtype=torch.float32, share=True)
     optimizer.step()
     optimizer.step()
-    torch.save([weight.detach() for weight in filters], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save([weight.detach() for weight in filters], folder / f"{rank}.pt")
 
 
 def test_ranks_that_share_the_work_end_with_the_weights_of_one_alone(tmp_path: Path) -> None:
@@ -96,7 +93,7 @@ def test_ranks_that_share_the_work_end_with_the_weights_of_one_alone(tmp_path: P
     optimizer = Muon(filters, lr=0.1, momentum=0.6, dtype=torch.float32)
     optimizer.step()
     optimizer.step()
-    mp.spawn(step_on_a_rank, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    run_ranks(2, step_on_a_rank, tmp_path)
     for rank in range(2):
         for ours, alone in zip(torch.load(tmp_path / f"{rank}.pt"), filters, strict=True):
             torch.testing.assert_close(ours, alone.detach(), rtol=1e-6, atol=1e-6)
