@@ -57,7 +57,7 @@ def main() -> None:
     flags = ["--data", options.data, "--recipe", "classic", "--epochs", 2]
     flags += ["--batch-size", options.batch_size, "--precision", options.precision]
     programs = {
-        "torchrun": lambda: train(*flags, "--num-workers", 0, processes=options.num_workers),
+        "torchrun": lambda: train(*flags, processes=options.num_workers),
         "Ray Train": lambda: train(*flags, "--num-workers", options.num_workers),
     }
     seconds: dict[str, list[float]] = {name: [] for name in programs}

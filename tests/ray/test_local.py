@@ -59,13 +59,21 @@ def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> by
 
 
 @pytest.fixture(scope="module")
-def undisturbed_by_two(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The model of two processes that nothing disturbed."""
-    cwd = tmp_path_factory.mktemp("undisturbed-by-two")
+def two_undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes ran that nothing disturbed, and wrote down their last threads."""
+    cwd = tmp_path_factory.mktemp("two-undisturbed")
+    (cwd / "sitecustomize.py").write_text(WATCH_THREADS)
     command = torchrun_command(2, "--data", tiny_data, "--run-name", "run", *FLAGS)
-    result = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=200)
+    environment = os.environ | {"PYTHONPATH": str(cwd)}
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stderr
-    return model(cwd)
+    return cwd
+
+
+@pytest.fixture(scope="module")
+def undisturbed_by_two(two_undisturbed: Path) -> bytes:
+    """The model of two processes that nothing disturbed."""
+    return model(two_undisturbed)
 
 
 @pytest.mark.parametrize(("signal_number", "exit_code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])
@@ -85,14 +93,9 @@ def test_signalled_process_resumes_to_the_same_weights(
     assert model(tmp_path) == undisturbed
 
 
-def test_processes_of_torchrun_end_without_threads_of_gloo(tiny_data: Path, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(WATCH_THREADS)
-    command = torchrun_command(2, "--data", tiny_data, "--run-name", "run", *FLAGS)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stderr
+def test_processes_of_torchrun_end_without_threads_of_gloo(two_undisturbed: Path) -> None:
     for rank in range(2):
-        names = (tmp_path / f"threads-{rank}").read_text()
+        names = (two_undisturbed / f"threads-{rank}").read_text()
         assert "python" in names
         assert "gloo" not in names
 
