@@ -8,6 +8,7 @@ import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -21,23 +22,25 @@ def main() -> None:
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, default=Path("accuracy.png"))
     options = parser.parse_args()
-    accuracies: dict[tuple[str, int], dict[tuple[float, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    results: dict[tuple[str, int], dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for path in options.results:
         for run in json.loads(path.read_text())["runs"]:
-            line, point = (run["recipe"], run["image_size"]), (run["training_flops"] / 1e15, run["epochs"])
-            accuracies[line][point].append(run["rows"][-1]["test_accuracy"])
+            results[run["recipe"], run["image_size"]][run["epochs"]].append(run)
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for (recipe, image_size), points in sorted(accuracies.items()):
-        ordered = sorted(points)
-        means = [statistics.mean(points[point]) for point in ordered]
-        spreads = [statistics.stdev(points[point]) if len(points[point]) > 1 else 0.0 for point in ordered]
-        petaflops = [point[0] for point in ordered]
+    for (recipe, image_size), by_epochs in sorted(results.items()):
+        epochs = sorted(by_epochs)
+        petaflops = [by_epochs[count][0]["training_flops"] / 1e15 for count in epochs]
+        accuracies = [[run["rows"][-1]["test_accuracy"] for run in by_epochs[count]] for count in epochs]
+        means = [statistics.mean(values) for values in accuracies]
+        spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in accuracies]
         axes.errorbar(
             petaflops, means, spreads, marker="o", markersize=4, capsize=3, label=f"{recipe}, {image_size} pixels"
         )
-        for (x, epochs), y in zip(ordered, means, strict=True):
-            axes.annotate(f"{epochs} epochs", (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
+        for count, x, y in zip(epochs, petaflops, means, strict=True):
+            axes.annotate(f"{count} epochs", (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
     axes.set(xlabel="PFLOP of training (without the optimizer's)", ylabel="test accuracy", xscale="log")
+    axes.margins(x=0.15)
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.grid(alpha=0.3, which="both")
     axes.legend()

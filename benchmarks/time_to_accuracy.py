@@ -55,7 +55,7 @@ def main() -> None:
                 rows = trained.rows
                 finals.append(rows[-1]["test_accuracy"])
                 seconds.append(sum(row["seconds"] for row in rows))
-                images = rows[0]["images_per_second"] * rows[0]["seconds"] * epochs
+                images = round(rows[0]["images_per_second"] * rows[0]["seconds"]) * epochs
                 flops = images * flops_per_image(options.image_size)
                 run = {"recipe": recipe, "epochs": epochs, "image_size": options.image_size, "seed": seed}
                 runs.append(run | {"training_flops": flops, "rows": rows})
