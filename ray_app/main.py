@@ -3,18 +3,18 @@
 Exit codes: 0 the run is finished; 1 training failed; 2 the input cannot be used; 130 after Ctrl-C; 143 after SIGTERM.
 """
 
-import os
 import sys
 import time
 
-from vgg_ddp.config import PROGRAM, TORCHRUN, TrainConfig
+from vgg_ddp import torchrun
+from vgg_ddp.config import PROGRAM, TrainConfig
 from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error
 
 
 def main() -> int:
     started_at = time.time()
     arguments = sys.argv[1:]
-    if TORCHRUN in os.environ:
+    if torchrun.has_started_this():
         # Its processes are the workers.
         arguments = ["--num-workers", "0", *arguments]
     try:

@@ -8,8 +8,6 @@ from vgg_ddp.flags import UsageError, flag
 from vgg_ddp.recipe import Recipe, choose_recipe
 
 PROGRAM = "python ray_app/main.py"
-# Set in the environment of processes that torchrun starts.
-TORCHRUN = "TORCHELASTIC_RUN_ID"
 DATA_NAMES = ("auto", "cifar10", "sample")
 
 # The global batch unless one is given: of so many images, or fewer where an epoch would have fewer steps than these.

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from vgg_ddp import torchrun
 from vgg_ddp.flags import UsageError
 from vgg_ddp.parquet import find_files, read_split
 from vgg_ddp.storage import absolute
@@ -89,7 +90,7 @@ def find_source(data: str, data_dir: str) -> Source:
         except UsageError as error:
             if data == "cifar10":
                 raise
-            print(f"NOTE: {error}\nNOTE: training on the bundled sample of 5,000 + 1,000 images instead.", flush=True)
+            _say(f"NOTE: {error}\nNOTE: training on the bundled sample of 5,000 + 1,000 images instead.")
             return sample
     location = absolute(data)
     # Looked for here too, so that a wrong path is told at once, not once Ray has started.
@@ -108,7 +109,7 @@ def _find_cifar10(data_dir: str) -> Source:
         raise UsageError(f"CIFAR-10 is not in --data-dir {source.location} and {host} cannot be reached.")
     from torchvision.datasets import CIFAR10
 
-    print(f"Downloading CIFAR-10 to {source.location}", flush=True)
+    _say(f"Downloading CIFAR-10 to {source.location}")
     try:
         os.makedirs(source.location, exist_ok=True)
         with open(os.path.join(source.location, ".download.lock"), "w") as lock:
@@ -118,6 +119,12 @@ def _find_cifar10(data_dir: str) -> Source:
     except (OSError, RuntimeError) as error:
         raise UsageError(f"CIFAR-10 could not be downloaded to --data-dir {source.location}: {error}") from error
     return source
+
+
+def _say(what: str) -> None:
+    """Print something once, not in each of torchrun's processes."""
+    if torchrun.is_rank_zero():
+        print(what, flush=True)
 
 
 def _answers(url: str, timeout_seconds: float) -> bool:

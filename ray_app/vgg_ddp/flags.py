@@ -16,7 +16,8 @@ class UsageError(ValueError):
 
 def quit_with_usage_error(error: UsageError | str) -> NoReturn:
     """Print one line on stderr and exit with code 2."""
-    print(f"error: {error}", file=sys.stderr)
+    # In one piece, since each of torchrun's processes says it.
+    sys.stderr.write(f"error: {error}\n")
     sys.exit(2)
 
 

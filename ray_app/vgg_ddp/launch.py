@@ -1,6 +1,5 @@
 """The driver: check everything that can be checked, start the workers, say how it went."""
 
-import os
 import sys
 import time
 import uuid
@@ -10,8 +9,8 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vgg_ddp import ray_environment
-from vgg_ddp.config import TORCHRUN, TrainConfig
+from vgg_ddp import ray_environment, torchrun
+from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Dataset, find_source
 from vgg_ddp.flags import UsageError
 from vgg_ddp.follower import Follower
@@ -38,7 +37,7 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
         UsageError: if the input cannot be used; no run folder is made then.
     """
     run = open_run(config, arguments)
-    if run.config.num_workers and TORCHRUN in os.environ:
+    if run.config.num_workers and torchrun.has_started_this():
         raise UsageError(f"--num-workers {run.config.num_workers}: torchrun has started the workers; leave it out.")
     if run.exists and run.is_finished():
         print(f"Run {run.name} is finished already: there is nothing to train.")
@@ -66,21 +65,21 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
 
 
 def _train_in_this_process(run: Run, loading: "Future[Inputs]", phases: dict[str, float]) -> int:
-    from vgg_ddp.local import choose_device, is_rank_zero, train_locally, world_size
+    from vgg_ddp.local import choose_device, train_locally
 
     use_gpu = choose_device(run.config.device, run.config.batch_size)
     inputs = loading.result()
-    run = with_batch_size(run, inputs.dataset, world_size())
-    if is_rank_zero():
+    run = with_batch_size(run, inputs.dataset, torchrun.world_size())
+    if torchrun.is_rank_zero():
         _announce(run, inputs.dataset)
     phases["images decoded"] = time.time()
-    with recorded(run) if is_rank_zero() else nullcontext():
+    with recorded(run) if torchrun.is_rank_zero() else nullcontext():
         try:
             outcome = train_locally(run, inputs, use_gpu, phases)
         except KeyboardInterrupt:
             print(f"\nStopped by SIGINT.\n{_how_to_go_on(run)}", flush=True)
             return INTERRUPTED
-        return _conclude(run, outcome) if is_rank_zero() else _exit_code(outcome)
+        return _conclude(run, outcome) if torchrun.is_rank_zero() else _exit_code(outcome)
 
 
 def _train_on_ray(

@@ -10,6 +10,7 @@ import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from vgg_ddp import torchrun
 from vgg_ddp.config import check_divisible
 from vgg_ddp.flags import UsageError
 from vgg_ddp.follower import Follower
@@ -20,16 +21,6 @@ from vgg_ddp.signals import SignalWatch
 from vgg_ddp.train import train_loop
 
 
-def is_rank_zero() -> bool:
-    """Whether this process is torchrun's rank 0, or there is no torchrun."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def world_size() -> int:
-    """How many processes torchrun has started in all; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def choose_device(device: str, batch_size: int | None) -> bool:
     """Whether this process trains on a GPU. Checks the flags against torchrun's number of processes.
 
@@ -37,8 +28,8 @@ def choose_device(device: str, batch_size: int | None) -> bool:
         UsageError: if there is no GPU for each process where GPUs are asked for.
     """
     if batch_size is not None:
-        check_divisible(batch_size, world_size())
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        check_divisible(batch_size, torchrun.world_size())
+    processes = torchrun.local_world_size()
     gpus = torch.cuda.device_count()
     if device == "gpu" and gpus < processes:
         raise UsageError(
@@ -57,11 +48,11 @@ def train_locally(run: Run, inputs: Inputs, use_gpu: bool, phases: dict[str, flo
     if not run.config.verbose:
         logging.getLogger("ray.train").setLevel(logging.WARNING)
     watch = SignalWatch(signal.SIGTERM)
-    follower = Follower(run, phases["command"]) if is_rank_zero() else None
+    follower = Follower(run, phases["command"]) if torchrun.is_rank_zero() else None
     job = Job(
         run.config,
         inputs,
-        run.folder if is_rank_zero() else None,
+        run.folder if torchrun.is_rank_zero() else None,
         use_gpu,
         is_local=True,
         phases=phases,

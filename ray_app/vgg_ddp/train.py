@@ -41,6 +41,12 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
     keep_freed_memory()
     torch.set_num_threads(max(1, usable_cores() // context.get_local_world_size()))
     inputs = ray.get(job.inputs) if isinstance(job.inputs, ray.ObjectRef) else job.inputs
+    found = set(from_all_ranks(f"{inputs.dataset.name}, {inputs.dataset.num_train:,} training images"))
+    if len(found) > 1:
+        # Each of torchrun's processes looks for itself.
+        return Outcome(
+            "refused", f"the workers found different images ({'; '.join(sorted(found))}): give another --data."
+        )
     run, precision, newest = from_rank_zero(lambda: _start(job, device))
     ranks = Ranks(
         context.get_world_rank(),

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors import safe_open
 from command import (
     PREDICT,
     PREPARE,
+    free_port,
     main_command,
     processes_marked,
     run_main,
@@ -98,6 +100,20 @@ def test_processes_of_torchrun_end_without_threads_of_gloo(two_undisturbed: Path
         names = (two_undisturbed / f"threads-{rank}").read_text()
         assert "python" in names
         assert "gloo" not in names
+
+
+def test_processes_that_found_different_images_are_refused(tiny_data: Path, tmp_path: Path) -> None:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with ExitStack() as stack:
+        ranks = []
+        for rank, data in enumerate((tiny_data, "sample")):
+            of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+            command = main_command("--num-workers", 0, "--data", data, *FLAGS)
+            ranks.append(stack.enter_context(started(tmp_path, command, **address, **of_rank)))
+        output, _ = ranks[0].communicate(timeout=100)
+        assert ranks[1].wait(100) == ranks[0].returncode == 2
+    found = f"{tiny_data}, 240 training images; bundled CIFAR-10 sample, 5,000 training images"
+    assert f"error: the workers found different images ({found}): give another --data." in output
 
 
 def test_terminated_torchrun_saves_and_resumes_to_the_same_weights(

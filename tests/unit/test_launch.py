@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vgg_ddp.config import TORCHRUN, TrainConfig
+from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Dataset, Split
 from vgg_ddp.flags import UsageError
 from vgg_ddp.launch import launch, with_batch_size
@@ -45,7 +45,7 @@ def test_workers_without_an_image_each_are_refused(run: Folder) -> None:
 
 
 def test_ray_workers_are_refused_under_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv(TORCHRUN, "none")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(UsageError, match="--num-workers 4: torchrun has started the workers; leave it out"):
         launch(TrainConfig(num_workers=4, storage_path=str(tmp_path)), [], 0.0)
 

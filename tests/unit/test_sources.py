@@ -74,6 +74,15 @@ def test_auto_falls_back_to_the_sample_within_seconds_and_says_so(
 
 
 @pytest.mark.usefixtures("no_network")
+def test_only_the_first_of_torchruns_processes_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert find_source("auto", str(tmp_path)) == find_source("sample", "unused")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.usefixtures("no_network")
 def test_cifar10_without_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"CIFAR-10 is not in --data-dir .* cannot be reached"):
         find_source("cifar10", str(tmp_path))

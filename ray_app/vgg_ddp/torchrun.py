@@ -1,0 +1,23 @@
+"""What torchrun tells the processes that it starts, by their environment."""
+
+import os
+
+
+def has_started_this() -> bool:
+    """Whether torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is torchrun's rank 0, or there is no torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def world_size() -> int:
+    """How many processes torchrun has started in all; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_world_size() -> int:
+    """How many of them are on this machine; 1 without torchrun."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
