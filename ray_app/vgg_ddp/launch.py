@@ -77,7 +77,9 @@ def _train_in_this_process(run: Run, loading: "Future[Inputs]", phases: dict[str
         try:
             outcome = train_locally(run, inputs, use_gpu, phases)
         except KeyboardInterrupt:
-            print(f"\nStopped by SIGINT.\n{_how_to_go_on(run)}", flush=True)
+            # Only rank 0 is sure to know the run by its name.
+            if torchrun.is_rank_zero():
+                print(f"\nStopped by SIGINT.\n{_how_to_go_on(run)}", flush=True)
             return INTERRUPTED
         return _conclude(run, outcome) if torchrun.is_rank_zero() else _exit_code(outcome)
 
