@@ -5,7 +5,10 @@ import ctypes
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 MAPPED_FROM_BYTES = 2**30
-TRIMMED_FROM_BYTES = 2**31 - 1
+NEVER = -1
+# To be set before a process starts. Ray trains in a thread, and what glibc keeps for threads holds 64 MB in one piece;
+# larger maps would come from the kernel in every step. So it shares what it keeps for the main thread.
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "1"}
 
 
 def keep_freed_memory() -> None:
@@ -17,4 +20,4 @@ def keep_freed_memory() -> None:
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
-        library.mallopt(M_TRIM_THRESHOLD, TRIMMED_FROM_BYTES)
+        library.mallopt(M_TRIM_THRESHOLD, NEVER)

@@ -11,6 +11,7 @@ import ray
 import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from vgg_ddp import allocation
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError
 from vgg_ddp.limits import usable_cores
@@ -42,7 +43,8 @@ def connect(address: str, verbose: bool = False) -> Any:
     if address != "auto":
         _require_answer(address)
     try:
-        return ray.init(address=address, logging_level=level, runtime_env={"py_modules": [str(PACKAGE)]})
+        runtime_env = {"py_modules": [str(PACKAGE)], "env_vars": allocation.ENVIRONMENT}
+        return ray.init(address=address, logging_level=level, runtime_env=runtime_env)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"--address {address}: no Ray cluster could be joined ({reason}).") from error

@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from vgg_ddp import allocation
+
 PACKAGE = Path(__file__).resolve().parent
 LOCAL = "local"
 
@@ -43,7 +45,7 @@ def prepare(address: str | None, streamed: bool = False) -> str:
     address = address or os.environ.get("RAY_ADDRESS") or LOCAL
     defaults = DEFAULTS
     if address == LOCAL:
-        defaults = DEFAULTS | LOCAL_DEFAULTS | (STREAMING_DEFAULTS if streamed else {})
+        defaults = DEFAULTS | LOCAL_DEFAULTS | allocation.ENVIRONMENT | (STREAMING_DEFAULTS if streamed else {})
         # Ray's processes inherit the path: cheaper than shipping the package to the machine it is on.
         folders = [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
         os.environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder)
