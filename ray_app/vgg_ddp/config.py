@@ -10,8 +10,8 @@ from vgg_ddp.recipe import Recipe, choose_recipe
 PROGRAM = "python ray_app/main.py"
 DATA_NAMES = ("auto", "cifar10", "sample")
 
-# The global batch unless one is given: of so many images, or fewer where an epoch would have fewer steps than these.
-BATCH_SIZE, STEPS_OF_AN_EPOCH = 512, 10
+# The recipe's global batch becomes smaller where an epoch would have fewer steps than these.
+STEPS_OF_AN_EPOCH = 10
 # Settings that the recipe brings unless they are given.
 RECIPE_FIELDS = ("lr", "momentum", "weight_decay", "label_smoothing", "augment_shift", "cutout")
 # What decides the numbers that a run computes: a resumed run must not change them.
@@ -46,8 +46,8 @@ class TrainConfig:
     epochs: int = 15
     """Passes over the training images."""
     batch_size: int | None = None
-    """Images per optimizer step over all workers together (the global batch). Unset: 512, or the next lower number that
-    splits evenly; less where an epoch would have fewer than ten steps."""
+    """Images per optimizer step over all workers together (the global batch). Unset: 128 (classic) or 512
+    (fast), or the next lower number that splits evenly; less where an epoch would have fewer than ten steps."""
     recipe: Literal["fast", "classic"] = "fast"
     """fast: Muon on the filters, and what else learns in few epochs. classic: SGD."""
     init_from: str | None = None
@@ -172,7 +172,7 @@ class TrainConfig:
         """The same settings, with a global batch for so many images and workers where none was given."""
         if self.batch_size is not None:
             return self
-        images_each = min(BATCH_SIZE, num_train // STEPS_OF_AN_EPOCH) // num_workers
+        images_each = min(self.chosen_recipe().batch_size, num_train // STEPS_OF_AN_EPOCH) // num_workers
         return dataclasses.replace(self, batch_size=max(1, images_each) * num_workers)
 
     @property

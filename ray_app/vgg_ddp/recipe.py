@@ -10,6 +10,7 @@ class Recipe:
     Attributes:
         lr: peak learning rate; of the filters where they have an optimizer of their own.
         momentum: of the same.
+        batch_size: the global batch that the rest was chosen for.
         warmup_fraction: part of the run in which the learning rate rises to its peak.
         augment_shift: how far training images are moved at random, in pixels.
         cutout: side in pixels of the square that is cut out of each training image.
@@ -18,6 +19,7 @@ class Recipe:
 
     lr: float
     momentum: float
+    batch_size: int
     weight_decay: float
     label_smoothing: float
     warmup_fraction: float
@@ -29,6 +31,7 @@ class Recipe:
 CLASSIC = Recipe(
     lr=0.05,
     momentum=0.9,
+    batch_size=128,
     weight_decay=5e-4,
     label_smoothing=0.1,
     warmup_fraction=0.2,
@@ -39,6 +42,7 @@ CLASSIC = Recipe(
 FAST = Recipe(
     lr=0.1,
     momentum=0.6,
+    batch_size=512,
     weight_decay=0.0,
     label_smoothing=0.2,
     warmup_fraction=0.0,

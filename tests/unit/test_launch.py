@@ -38,6 +38,11 @@ def test_batch_that_is_not_given_splits_evenly_and_leaves_ten_steps(
     assert with_batch_size(unset, make_dataset(num_train), num_workers).config.batch_size == expected
 
 
+def test_batch_that_is_not_given_is_the_recipes(run: Folder) -> None:
+    unset = Run(TrainConfig(num_workers=3, recipe="classic"), "run", run, exists=False)
+    assert with_batch_size(unset, make_dataset(50_000), 3).config.batch_size == 126
+
+
 def test_workers_without_an_image_each_are_refused(run: Folder) -> None:
     unset = Run(TrainConfig(num_workers=9), "run", run, exists=False)
     with pytest.raises(UsageError, match="--batch-size 9: there are only 7 training images"):
