@@ -36,8 +36,19 @@ def torchrun_command(processes: int, *flags: object) -> list[str]:
 
 def run_main(*flags: object, cwd: Path, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a person does, and wait for it."""
+    return _run(main_command(*flags), cwd, timeout, environment)
+
+
+def run_torchrun(processes: int, *flags: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in processes of torchrun's, and wait for them."""
+    return _run(torchrun_command(processes, *flags), cwd, 200, environment)
+
+
+def _run(
+    command: list[str], cwd: Path, timeout: float, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        main_command(*flags), cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=timeout
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=timeout
     )
 
 

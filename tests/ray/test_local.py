@@ -21,6 +21,7 @@ from command import (
     main_command,
     processes_marked,
     run_main,
+    run_torchrun,
     started,
     torchrun_command,
     wait_until,
@@ -65,9 +66,7 @@ def two_undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Where two processes ran that nothing disturbed, and wrote down their last threads."""
     cwd = tmp_path_factory.mktemp("two-undisturbed")
     (cwd / "sitecustomize.py").write_text(WATCH_THREADS)
-    command = torchrun_command(2, "--data", tiny_data, "--run-name", "run", *FLAGS)
-    environment = os.environ | {"PYTHONPATH": str(cwd)}
-    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=200)
+    result = run_torchrun(2, "--data", tiny_data, "--run-name", "run", *FLAGS, cwd=cwd, PYTHONPATH=str(cwd))
     assert result.returncode == 0, result.stderr
     return cwd
 
@@ -128,9 +127,7 @@ def test_terminated_torchrun_saves_and_resumes_to_the_same_weights(
     assert process.returncode != 0
     assert "Stopped after step" in output
     assert whole_checkpoints(tmp_path / "runs/run") == 1
-    resumed = subprocess.run(
-        torchrun_command(2, "--resume", "run"), cwd=tmp_path, capture_output=True, text=True, timeout=200
-    )
+    resumed = run_torchrun(2, "--resume", "run", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert model(tmp_path) == undisturbed_by_two
 
@@ -144,8 +141,7 @@ def test_fast_recipe_resumes_to_the_same_weights_and_leaves_a_plain_model(tiny_d
         output, _ = process.communicate(timeout=30)
     assert "Stopped after step" in output
     for arguments in (("--resume", "run"), (*flags, "--run-name", "undisturbed")):
-        command = torchrun_command(2, *arguments)
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+        result = run_torchrun(2, *arguments, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
     assert model(tmp_path) == (tmp_path / "runs/undisturbed/model.safetensors").read_bytes()
     predicted = subprocess.run(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from ranks import run_ranks
 
+from ranks import run_ranks
 from vgg_ddp.collectives import from_all_ranks, from_rank_zero
 
 

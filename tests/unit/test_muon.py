@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks
 from torch import Tensor
 
+from ranks import run_ranks
 from vgg_ddp.muon import COEFFICIENTS, ITERATIONS, Muon, assign, orthogonalize
 
 
