@@ -22,20 +22,21 @@ def main() -> None:
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, default=Path("accuracy.png"))
     options = parser.parse_args()
-    results: dict[tuple[str, int], dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    results: dict[str, dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for path in options.results:
         for run in json.loads(path.read_text())["runs"]:
-            results[run["recipe"], run["image_size"]][run["epochs"]].append(run)
+            pixels = f"{run['image_size']} pixels"
+            if run.get("half_size_epochs"):
+                pixels = f"{run['image_size'] // 2}, then {pixels}"
+            results[f"{run['recipe']}, {pixels}"][run["epochs"]].append(run)
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for (recipe, image_size), by_epochs in sorted(results.items()):
+    for label, by_epochs in sorted(results.items()):
         epochs = sorted(by_epochs)
         petaflops = [by_epochs[count][0]["training_flops"] / 1e15 for count in epochs]
         accuracies = [[run["rows"][-1]["test_accuracy"] for run in by_epochs[count]] for count in epochs]
         means = [statistics.mean(values) for values in accuracies]
         spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in accuracies]
-        axes.errorbar(
-            petaflops, means, spreads, marker="o", markersize=4, capsize=3, label=f"{recipe}, {image_size} pixels"
-        )
+        axes.errorbar(petaflops, means, spreads, marker="o", markersize=4, capsize=3, label=label)
         for count, x, y in zip(epochs, petaflops, means, strict=True):
             axes.annotate(f"{count} epochs", (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
     axes.set(xlabel="PFLOP of training (without the optimizer's)", ylabel="test accuracy", xscale="log")

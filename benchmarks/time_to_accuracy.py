@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--epochs", nargs="+", type=int, default=[2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--half-size-epochs", type=int, default=0)
     parser.add_argument("--num-workers", type=int, default=0)
     parser.add_argument("--watch-memory", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -50,15 +51,18 @@ def main() -> None:
             finals, seconds = [], []
             for seed in options.seeds:
                 flags = ["--data", options.data, "--recipe", recipe, "--epochs", epochs, "--seed", seed]
-                flags += ["--image-size", options.image_size, "--num-workers", options.num_workers, *options.flags]
+                flags += ["--image-size", options.image_size, "--half-size-epochs", options.half_size_epochs]
+                flags += ["--num-workers", options.num_workers, *options.flags]
                 trained = train(*flags, watch_memory=options.watch_memory)
                 rows = trained.rows
                 finals.append(rows[-1]["test_accuracy"])
                 seconds.append(sum(row["seconds"] for row in rows))
-                images = round(rows[0]["images_per_second"] * rows[0]["seconds"]) * epochs
-                flops = images * flops_per_image(options.image_size)
+                images = round(rows[0]["images_per_second"] * rows[0]["seconds"])
+                halved = options.half_size_epochs
+                flops = (epochs - halved) * images * flops_per_image(options.image_size)
+                flops += halved * images * flops_per_image(options.image_size // 2)
                 run = {"recipe": recipe, "epochs": epochs, "image_size": options.image_size, "seed": seed}
-                runs.append(run | {"training_flops": flops, "rows": rows})
+                runs.append(run | {"half_size_epochs": halved, "training_flops": flops, "rows": rows})
                 reached = "  ".join(f"{target:.0%}: {first_to_reach(rows, target)}" for target in TARGETS)
                 print(
                     f"{recipe}, {epochs} epochs, seed {seed}: {finals[-1]:.2%} in {seconds[-1]:,.0f} s  {reached}",

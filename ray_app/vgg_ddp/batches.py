@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 # The square of a cutout may lie at one of so many heights and widths, whatever the size of the images.
 PLACES = 2**16
@@ -113,3 +114,8 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> 
     if images.dtype != torch.uint8:
         raise TypeError(f"expected uint8 images, got {images.dtype}")
     return ((images.float() - mean) / std).to(dtype).permute(0, 3, 1, 2)
+
+
+def halve(images: Tensor) -> Tensor:
+    """Images (N, C, H, W) of half the height and width: each pixel is the mean of four."""
+    return F.avg_pool2d(images, 2)

@@ -19,6 +19,7 @@ TRAJECTORY_FIELDS = (
     "data",
     "ingest",
     "image_size",
+    "half_size_epochs",
     "batch_size",
     "recipe",
     "init_from",
@@ -87,6 +88,9 @@ class TrainConfig:
     auto: memory if they fit."""
     image_size: int = 32
     """Images are resized to this many pixels in height and width."""
+    half_size_epochs: int = 0
+    """The first so many epochs see images of half the height and width, and take about a quarter of the time. Needs
+    --image-size 64 or more."""
 
     storage_path: str = "runs"
     """Folder or URI (s3://...) that holds the run folders. Several machines need one that all of them share."""
@@ -116,7 +120,7 @@ class TrainConfig:
         recipe = self.chosen_recipe()
         self._expect("epochs", self.epochs >= 1, "a positive number")
         self._expect("batch_size", self.batch_size is None or self.batch_size >= 1, "a positive number")
-        for name in ("num_workers", "max_failures"):
+        for name in ("num_workers", "max_failures", "half_size_epochs"):
             self._expect(name, getattr(self, name) >= 0, "zero or a positive number")
         self._expect("seed", 0 <= self.seed < 2**63, "zero or a positive number below 2**63")
         self._expect("weight_decay", 0 <= recipe.weight_decay < float("inf"), "zero or a positive number")
@@ -147,6 +151,9 @@ class TrainConfig:
         Raises:
             UsageError: naming the flag, what was given and what was expected.
         """
+        if self.half_size_epochs:
+            self._expect("half_size_epochs", self.image_size >= 64, "--image-size 64 or more with it")
+            self._expect("half_size_epochs", self.half_size_epochs < self.epochs, "less than --epochs")
         if self.min_workers is not None:
             self._expect("min_workers", 1 <= self.min_workers <= self.num_workers, "1 up to --num-workers")
             enough = self.batch_size is None or self.batch_size >= self.num_workers

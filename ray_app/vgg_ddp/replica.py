@@ -53,7 +53,8 @@ class Replica:
         if gradients == "bf16" and isinstance(self.ddp, nn.parallel.DistributedDataParallel):
             self.ddp.register_comm_hook(None, bf16_compress_hook)
         if compiled:
-            self.ddp.compile()
+            # One program for each size of the images, rather than a slower one for any.
+            self.ddp.compile(dynamic=False)
         self.optimizers = build(module)
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import ray.train
 import torch
 
 from vgg_ddp import checkpoint
-from vgg_ddp.batches import normalize, rank_range
+from vgg_ddp.batches import halve, normalize, rank_range
 from vgg_ddp.collectives import from_all_ranks
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.control import Control, Decision
@@ -174,7 +174,7 @@ class Worker:
     def _train_step(self, batches: Batches) -> None:
         config, replica = self.config, self.replica
         images, labels = next(batches)
-        images = normalize(images, self.mean, self.std, replica.dtype)
+        images = self._prepare(images)
         self.telemetry.mark("data")
         loss_sum, logits = replica.loss(replica.ddp, images, labels, self.recipe.label_smoothing)
         # DDP averages over the ranks: scaled so, the average is the gradient of the global batch's mean loss.
@@ -186,6 +186,11 @@ class Worker:
         self.telemetry.mark("compute")
         self.telemetry.end_step()
         self.progress.step += 1
+
+    def _prepare(self, images: torch.Tensor) -> torch.Tensor:
+        """What the model sees of uint8 images (B, H, W, 3) in this epoch."""
+        images = normalize(images, self.mean, self.std, self.replica.dtype)
+        return halve(images) if len(self.progress.rows) < self.config.half_size_epochs else images
 
     def _part_of_peak_lr(self, step: int) -> float:
         return schedule(step, self.total_steps, self.recipe.warmup_fraction)
@@ -247,8 +252,7 @@ class Worker:
         replica, sums = self.replica, Sums(self.device)
         replica.module.eval()
         for images, labels in self.feed.test_batches():
-            images = normalize(images, self.mean, self.std, replica.dtype)
-            loss_sum, logits = replica.loss(replica.module, images, labels)
+            loss_sum, logits = replica.loss(replica.module, self._prepare(images), labels)
             sums.add(loss_sum, logits, labels)
         replica.module.train()
         return sums

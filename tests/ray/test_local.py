@@ -1,5 +1,6 @@
 """Signals, kills and resume without a Ray cluster: one process, and those that torchrun starts."""
 
+import io
 import os
 import re
 import signal
@@ -9,6 +10,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -46,6 +49,12 @@ def write():
 if "RANK" in os.environ:
     atexit.register(write)
 """
+
+
+def png_of_colour(*colour: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (32, 32), colour).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def model(cwd: Path) -> bytes:
@@ -184,6 +193,24 @@ def test_run_begins_with_the_weights_of_another(tiny_data: Path, undisturbed: by
             torch.testing.assert_close(parameter, file.get_tensor(name), rtol=0, atol=1e-6)
     gone = run_main("--num-workers", 0, "--data", tiny_data, "--init-from", "gone", cwd=tmp_path)
     assert gone.returncode == 2 and gone.stderr.count("\n") == 1 and "gone: expected a folder" in gone.stderr
+
+
+def test_first_epochs_see_images_of_half_the_size(tmp_path: Path) -> None:
+    # Images of one colour are the same at any size, but for their edges in the model.
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        images = [png_of_colour(*colour) for colour in generator.integers(0, 256, (60, 3)).tolist()]
+        pq.write_table(pa.table({"img": images, "label": np.arange(60) % 3}), tmp_path / f"{split}.parquet")
+    sizes = {"small": (), "growing": ("--image-size", 64, "--half-size-epochs", 1), "large": ("--image-size", 64)}
+    losses = {}
+    for name, flags in sizes.items():
+        flags += ("--num-workers", 0, "--data", tmp_path, "--run-name", name, *FLAGS, "--batch-size", 20)
+        result = run_main(*flags, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        losses[name] = [row["test_loss"] for row in read_metrics(Folder.at(str(tmp_path / "runs" / name)))]
+    small, growing, large = losses.values()
+    assert growing[0] == pytest.approx(small[0], rel=1e-3) != pytest.approx(large[0], rel=1e-3)
+    assert growing[1] != pytest.approx(small[1], rel=1e-3)
 
 
 def test_thousand_classes_go_from_a_folder_of_images_to_predictions(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.functional import normalize as torchvision_normalize
 
-from vgg_ddp.batches import EpochPlan, augment, normalize, plan_epoch, rank_range
+from vgg_ddp.batches import EpochPlan, augment, halve, normalize, plan_epoch, rank_range
 
 FILL = torch.tensor([250, 1, 2], dtype=torch.uint8)
 
@@ -150,6 +150,16 @@ def test_normalize_gives_channels_last_of_the_dtype(dtype: torch.dtype) -> None:
     assert normalized.shape == (2, 3, 8, 9)
     assert normalized.dtype == dtype
     assert normalized.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_halve_takes_means_of_four_and_keeps_dtype_and_layout(dtype: torch.dtype) -> None:
+    images = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6).to(dtype).contiguous(memory_format=torch.channels_last)
+    halved = halve(images)
+    assert halved.shape == (2, 3, 2, 3)
+    assert halved.dtype == dtype
+    assert halved.is_contiguous(memory_format=torch.channels_last)
+    assert halved[0, 0, 0].tolist() == [3.5, 5.5, 7.5]
 
 
 def test_normalize_refuses_images_that_are_floats() -> None:

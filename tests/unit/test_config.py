@@ -37,6 +37,8 @@ WRONG = [
     ("label_smoothing", -0.1, BELOW_ONE),
     ("label_smoothing", NAN, BELOW_ONE),
     ("image_size", 31, "at least 32 pixels"),
+    ("half_size_epochs", -1, "zero or a positive number"),
+    ("half_size_epochs", 1, "--image-size 64 or more with it"),
     ("run_name", "../up", "letters, digits"),
     ("run_name", "", "letters, digits"),
     ("run_name", ".hidden", "letters, digits"),
@@ -100,6 +102,12 @@ def test_elastic_run_takes_uneven_batches_with_an_image_for_every_worker() -> No
     assert TrainConfig(batch_size=7, num_workers=7, min_workers=2).min_workers == 2
     with pytest.raises(UsageError, match="--batch-size 6: expected an image or more for every worker"):
         TrainConfig(batch_size=6, num_workers=7, min_workers=2)
+
+
+def test_last_epoch_sees_whole_images() -> None:
+    assert TrainConfig(image_size=64, epochs=4, half_size_epochs=3).half_size_epochs == 3
+    with pytest.raises(UsageError, match="--half-size-epochs 4: expected less than --epochs"):
+        TrainConfig(image_size=64, epochs=4, half_size_epochs=4)
 
 
 def test_even_batch_is_accepted() -> None:

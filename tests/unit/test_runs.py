@@ -41,7 +41,7 @@ def started(run: Folder) -> TrainConfig:
         cutout=5,
         seed=7,
         data="sample",
-        image_size=48,
+        image_size=64,
         storage_path="somewhere/else",
         run_name="run",
     )
@@ -79,7 +79,7 @@ def test_settings_of_the_run_are_taken_again(open_with: Callable[..., Run], tmp_
     opened = open_with(name_flag, "run")
     assert opened.exists
     assert (opened.config.epochs, opened.config.num_workers, opened.config.data) == (3, 2, "sample")
-    assert (opened.config.lr, opened.config.seed, opened.config.image_size) == (0.25, 7, 48)
+    assert (opened.config.lr, opened.config.seed, opened.config.image_size) == (0.25, 7, 64)
     # Where the run was found counts, not where it was started.
     assert opened.config.storage_path == str(tmp_path / "runs")
 
@@ -102,6 +102,7 @@ CHANGES = {
     "ingest": "stream",
     "init_from": "/other",
     "image_size": 32,
+    "half_size_epochs": 1,
     "batch_size": 128,
     "recipe": "fast",
     "lr": 0.5,
