@@ -1,6 +1,7 @@
 """Runs the project's program for a benchmark."""
 
 import csv
+import signal
 import statistics
 import subprocess
 import sys
@@ -61,6 +62,8 @@ def train(
     """
     torchrun = [Path(sys.executable).with_name("torchrun"), "--standalone", f"--nproc-per-node={processes}"]
     launcher = torchrun if processes else [sys.executable]
+    # A terminated benchmark is to end its run like an interrupted one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         command = [*launcher, *script, *flags, "--storage-path", folder, "--run-name", "run"]
         log = Path(folder, "log")
@@ -77,11 +80,13 @@ def _wait(run: subprocess.Popen[bytes], watch_memory: bool) -> list[tuple[float,
     """Wait for the end of a run; what its largest worker had in use meanwhile, if it is to be watched."""
     deadline = time.monotonic() + LIMIT_SECONDS
     memory = []
-    while run.poll() is None and time.monotonic() < deadline:
-        if watch_memory:
-            memory.append((time.time(), _largest_worker()))
-        time.sleep(2)
-    run.kill()
+    try:
+        while run.poll() is None and time.monotonic() < deadline:
+            if watch_memory:
+                memory.append((time.time(), _largest_worker()))
+            time.sleep(2)
+    finally:
+        run.terminate()
     return memory
 
 
