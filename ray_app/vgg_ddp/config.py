@@ -7,7 +7,8 @@ from typing import Literal, Self
 from vgg_ddp.flags import UsageError, flag
 from vgg_ddp.recipe import Recipe, choose_recipe
 
-PROGRAM = "python ray_app/main.py"
+SCRIPT = "ray_app/main.py"
+PROGRAM = f"python {SCRIPT}"
 DATA_NAMES = ("auto", "cifar10", "sample")
 
 # The recipe's global batch becomes smaller where an epoch would have fewer steps than these.

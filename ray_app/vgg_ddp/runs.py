@@ -5,7 +5,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vgg_ddp.config import DATA_NAMES, PROGRAM, TRAJECTORY_FIELDS, TrainConfig
+from vgg_ddp import torchrun
+from vgg_ddp.config import DATA_NAMES, PROGRAM, SCRIPT, TRAJECTORY_FIELDS, TrainConfig
 from vgg_ddp.flags import UsageError, flag, parse_flags
 from vgg_ddp.report import MODEL_FILE, read_config, read_metrics
 from vgg_ddp.storage import Folder, absolute
@@ -28,7 +29,8 @@ class Run:
         """The command that goes on with this run from the same working directory."""
         is_default = absolute(self.config.storage_path) == absolute(TrainConfig.storage_path)
         storage = "" if is_default else f" --storage-path {shlex.quote(self.config.storage_path)}"
-        return f"{PROGRAM} --resume {self.name}{storage}"
+        program = torchrun.command(SCRIPT) if torchrun.has_started_this() else PROGRAM
+        return f"{program} --resume {self.name}{storage}"
 
 
 def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:

@@ -8,6 +8,12 @@ def has_started_this() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def command(script: str) -> str:
+    """The command line that starts a script in as many processes again; ... stands for what several machines need."""
+    options = f"--nproc-per-node={local_world_size()}" if world_size() == local_world_size() else "..."
+    return f"torchrun {options} {script}"
+
+
 def is_rank_zero() -> bool:
     """Whether this process is torchrun's rank 0, or there is no torchrun."""
     return os.environ.get("RANK", "0") == "0"

@@ -135,6 +135,7 @@ def test_terminated_torchrun_saves_and_resumes_to_the_same_weights(
         output, _ = process.communicate(timeout=30)
     assert process.returncode != 0
     assert "Stopped after step" in output
+    assert "torchrun --nproc-per-node=2 ray_app/main.py --resume run" in output
     assert whole_checkpoints(tmp_path / "runs/run") == 1
     resumed = run_torchrun(2, "--resume", "run", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr

@@ -183,6 +183,17 @@ def test_resume_command_finds_the_run_again(open_with: Callable[..., Run], tmp_p
     assert open_run(resumed, command.removeprefix(PROGRAM).split()).exists
 
 
+@pytest.mark.parametrize(("processes", "options"), [("2", "--nproc-per-node=2"), ("4", "...")])
+def test_resume_command_of_torchrun_starts_it_again(
+    run: Folder, monkeypatch: pytest.MonkeyPatch, processes: str, options: str
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    command = Run(TrainConfig(), "run", run, exists=True).resume_command()
+    assert command == f"torchrun {options} ray_app/main.py --resume run"
+
+
 def test_resume_command_leaves_out_the_default_storage(run: Folder) -> None:
     assert Run(TrainConfig(), "run", run, exists=True).resume_command() == f"{PROGRAM} --resume run"
 
