@@ -16,6 +16,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ROOT / "ray_app" / "main.py"
 LIMIT_SECONDS = 4 * 3600
+SECONDS_TO_END = 60
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,10 @@ def _wait(run: subprocess.Popen[bytes], watch_memory: bool) -> list[tuple[float,
             time.sleep(2)
     finally:
         run.terminate()
+        try:
+            run.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            run.kill()
     return memory
 
 
