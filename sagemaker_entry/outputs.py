@@ -24,7 +24,7 @@ DATA_FILES = (
 )
 MODEL_FILES = ("model.safetensors", "config.json", "metrics.csv")
 # All that the serving script needs of the training code: these import nothing but torch and numpy.
-CODE_FILES = ("__init__.py", "model.py", "convolution.py", "batches.py")
+CODE_FILES = ("__init__.py", "model.py", "convolution.py", "winograd.py", "batches.py")
 
 
 def copy_files(filesystem: fs.FileSystem, folder: str, names: tuple[str, ...], target: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""3 x 3 convolutions, on small maps as matrix products: on CPUs these cost less than the general convolution."""
+"""3 x 3 convolutions, where it pays as matrix products: on CPUs these cost less than the general convolution."""
 
 import torch
 import torch.nn.functional as F
@@ -6,8 +6,13 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.grad import conv2d_input
 
-# On larger maps the general convolution is as fast.
+from vgg_ddp.winograd import TILE, WinogradConvolution
+
+# On larger maps the general convolution is as fast, but for Winograd's.
 LARGEST_MAP = 4
+# With fewer channels, or tiles in a batch, the transforms take longer than the products that they spare.
+LEAST_CHANNELS = 128
+LEAST_TILES = 32
 # Between the four pixels of a 2 x 2 map lie 16 of the 36 products of a padded convolution; the others meet zeros.
 # For each pair of an output and an input pixel, the tap of the filter that joins them.
 PIXELS = [(row, column) for row in range(2) for column in range(2)]
@@ -22,13 +27,24 @@ class Conv3x3(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, in_channels, H, W) to (N, out_channels, H, W)."""
-        height, width = images.shape[2:]
-        if images.device.type != "cpu" or height > LARGEST_MAP or height != width:
+        function = self._cheapest(images)
+        if function is None:
             return super().forward(images)
-        images = images.contiguous(memory_format=torch.channels_last)
-        function = ConvolutionOn2x2 if height == 2 else ConvolutionOnSmallMap
-        output: Tensor = function.apply(images, self.weight)
+        output: Tensor = function.apply(images.contiguous(memory_format=torch.channels_last), self.weight)
         return output if self.bias is None else output + self.bias.to(output.dtype)[:, None, None]
+
+    def _cheapest(self, images: Tensor) -> type[torch.autograd.Function] | None:
+        """What takes the least time for images like these; none: the general convolution."""
+        count, channels, height, width = images.shape
+        if images.device.type != "cpu" or height != width:
+            return None
+        is_wide = min(channels, self.out_channels) >= LEAST_CHANNELS
+        is_precise = images.dtype in (torch.float32, torch.float64)
+        if is_wide and is_precise and height % TILE == 0 and count * (height // TILE) ** 2 >= LEAST_TILES:
+            return WinogradConvolution
+        if height > LARGEST_MAP:
+            return None
+        return ConvolutionOn2x2 if height == 2 else ConvolutionOnSmallMap
 
 
 class ConvolutionOn2x2(torch.autograd.Function):

@@ -185,5 +185,5 @@ def test_server_lives_on_after_bad_input(served: Container, encoded_images: list
 def test_archive_needs_nothing_beside_itself(one_host: OneHost) -> None:
     code = one_host.second.ml / "model" / "code"
     files = {str(Path(root, name).relative_to(code)) for root, _, names in os.walk(code) for name in names}
-    package = {f"vgg_ddp/{name}.py" for name in ("__init__", "batches", "convolution", "model")}
+    package = {f"vgg_ddp/{name}.py" for name in ("__init__", "batches", "convolution", "model", "winograd")}
     assert files == {"inference.py", *package}

@@ -1,0 +1,68 @@
+"""Winograd's convolutions against torch's own."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vgg_ddp.convolution import Conv3x3
+from vgg_ddp.winograd import WinogradConvolution
+
+
+def make(size: int, channels: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, filters, and weights for a sum of the outputs."""
+    torch.manual_seed(0)
+    ins, outs = channels
+    images = torch.randn(8, ins, size, size, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+    filters = torch.randn(outs, ins, 3, 3, dtype=dtype).requires_grad_()
+    return images, filters, torch.randn(8, outs, size, size, dtype=dtype)
+
+
+def outputs_and_gradients(output: Tensor, weights: Tensor, *inputs: Tensor) -> list[Tensor]:
+    return [output, *torch.autograd.grad((output * weights).sum(), inputs)]
+
+
+@pytest.mark.parametrize("size", [4, 8, 12])
+def test_outputs_and_gradients_equal_those_of_torch(size: int) -> None:
+    images, filters, weights = make(size, (5, 7), torch.float64)
+    found = outputs_and_gradients(WinogradConvolution.apply(images, filters), weights, images, filters)
+    expected = outputs_and_gradients(F.conv2d(images, filters, padding=1), weights, images, filters)
+    for ours, reference in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, reference)
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [4, 8])
+def test_rounding_of_fp32_is_far_finer_than_that_of_bf16(size: int) -> None:
+    images, filters, weights = make(size, (256, 256), torch.float32)
+    found = outputs_and_gradients(WinogradConvolution.apply(images, filters), weights, images, filters)
+    precise = [tensor.detach().double().requires_grad_() for tensor in (images, filters)]
+    expected = outputs_and_gradients(F.conv2d(*precise, padding=1), weights.double(), *precise)
+    for ours, reference in zip(found, expected, strict=True):
+        assert (ours - reference).norm() < 2e-5 * reference.norm()
+
+
+@pytest.mark.parametrize(
+    ("count", "channels", "size", "dtype", "is_taken"),
+    [
+        (32, 128, 4, torch.float32, True),
+        (8, 128, 8, torch.float32, True),
+        (31, 128, 4, torch.float32, False),
+        (32, 64, 4, torch.float32, False),
+        (32, 128, 6, torch.float32, False),
+        (32, 128, 2, torch.float32, False),
+        (32, 128, 4, torch.bfloat16, False),
+    ],
+)
+def test_taken_where_it_pays(count: int, channels: int, size: int, dtype: torch.dtype, is_taken: bool) -> None:
+    torch.manual_seed(0)
+    convolution = Conv3x3(channels, 128).to(memory_format=torch.channels_last)
+    images = torch.randn(count, channels, size, size, dtype=dtype).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        output = convolution(images)
+        expected = F.conv2d(images, convolution.weight, convolution.bias, padding=1)
+    torch.testing.assert_close(output, expected, rtol=0.01, atol=1e-4 if dtype == torch.float32 else 0.02)
+    # Below the sum with the biases.
+    assert output.grad_fn is not None
+    functions = {output.grad_fn, *(function for function, _ in output.grad_fn.next_functions if function)}
+    assert any(function.name() == "WinogradConvolutionBackward" for function in functions) is is_taken
