@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.grad import conv2d_input
 
-from vgg_ddp.winograd import TILE, WinogradConvolution
+from vgg_ddp.winograd import WinogradConvolution, tiling_of
 
 # On larger maps the general convolution is as fast, but for Winograd's.
 LARGEST_MAP = 4
@@ -38,9 +38,10 @@ class Conv3x3(nn.Conv2d):
         count, channels, height, width = images.shape
         if images.device.type != "cpu" or height != width:
             return None
+        tiling = tiling_of(height)
         is_wide = min(channels, self.out_channels) >= LEAST_CHANNELS
         is_precise = images.dtype in (torch.float32, torch.float64)
-        if is_wide and is_precise and height % TILE == 0 and count * (height // TILE) ** 2 >= LEAST_TILES:
+        if tiling and is_wide and is_precise and count * (height // tiling.pixels) ** 2 >= LEAST_TILES:
             return WinogradConvolution
         if height > LARGEST_MAP:
             return None
