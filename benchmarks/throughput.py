@@ -22,10 +22,9 @@ from program import LIMIT_SECONDS, ROOT, train
 from record import write_json
 
 sys.path.insert(0, str(ROOT / "ray_app"))
-from vgg_ddp.convolution import LEAST_CHANNELS
+from vgg_ddp.convolution import tiling_that_pays
 from vgg_ddp.hardware import choose_precision
 from vgg_ddp.model import LAYERS
-from vgg_ddp.winograd import tiling_of
 
 
 def convolutions(image_size: int = 32) -> list[tuple[int, int, int]]:
@@ -49,7 +48,7 @@ def flops_per_image(image_size: int = 32, winograd: bool = False) -> float:
     for index, (ins, outs, size) in enumerate(convolutions(image_size)):
         # Of the three rows of a filter, one lies outside at each border.
         taps = (3 * size - 2) ** 2
-        tiling = tiling_of(size) if winograd and min(ins, outs) >= LEAST_CHANNELS else None
+        tiling = tiling_that_pays(ins, outs, size) if winograd else None
         if tiling:
             taps = (size // tiling.pixels * len(tiling.of_taps)) ** 2
         total += 2.0 * ins * outs * taps * (3 if index else 2)

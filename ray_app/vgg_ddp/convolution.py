@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.grad import conv2d_input
 
-from vgg_ddp.winograd import WinogradConvolution, tiling_of
+from vgg_ddp.winograd import Tiling, WinogradConvolution, tiling_of
 
 # On larger maps the general convolution is as fast, but for Winograd's.
 LARGEST_MAP = 4
@@ -17,6 +17,11 @@ LEAST_TILES = 32
 # For each pair of an output and an input pixel, the tap of the filter that joins them.
 PIXELS = [(row, column) for row in range(2) for column in range(2)]
 TAPS = [3 * (iy - oy + 1) + (ix - ox + 1) for oy, ox in PIXELS for iy, ix in PIXELS]
+
+
+def tiling_that_pays(in_channels: int, out_channels: int, size: int) -> Tiling | None:
+    """How Winograd's convolution divides maps of this height and width, where batches are large enough for it."""
+    return tiling_of(size) if min(in_channels, out_channels) >= LEAST_CHANNELS else None
 
 
 class Conv3x3(nn.Conv2d):
@@ -38,10 +43,9 @@ class Conv3x3(nn.Conv2d):
         count, channels, height, width = images.shape
         if images.device.type != "cpu" or height != width:
             return None
-        tiling = tiling_of(height)
-        is_wide = min(channels, self.out_channels) >= LEAST_CHANNELS
+        tiling = tiling_that_pays(channels, self.out_channels, height)
         is_precise = images.dtype in (torch.float32, torch.float64)
-        if tiling and is_wide and is_precise and count * (height // tiling.pixels) ** 2 >= LEAST_TILES:
+        if tiling and is_precise and count * (height // tiling.pixels) ** 2 >= LEAST_TILES:
             return WinogradConvolution
         if height > LARGEST_MAP:
             return None

@@ -19,7 +19,7 @@ def test_precision_that_is_asked_for_is_taken(wanted: str, device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("speedup", "expected"), [(0.5, "fp32"), (1.0, "fp32"), (1.4, "fp32"), (1.5, "bf16"), (8, "bf16")]
+    ("speedup", "expected"), [(0.5, "fp32"), (1.0, "fp32"), (1.1, "fp32"), (1.4, "fp32"), (1.5, "bf16"), (8, "bf16")]
 )
 def test_processor_gets_bf16_only_where_it_is_clearly_faster(
     monkeypatch: pytest.MonkeyPatch, speedup: float, expected: str
