@@ -3,6 +3,7 @@
 Exit codes: 0 the run is finished; 1 training failed; 2 the input cannot be used; 130 after Ctrl-C; 143 after SIGTERM.
 """
 
+import gc
 import sys
 import time
 
@@ -31,4 +32,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    # Else Python looks once more through all that torch and Ray hold, for a second, before it ends.
+    gc.freeze()
+    sys.exit(exit_code)

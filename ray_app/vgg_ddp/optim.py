@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from vgg_ddp.fast_vgg import FastVGG11
+from vgg_ddp.lazy_dynamo import SGD
 from vgg_ddp.muon import Muon
 from vgg_ddp.recipe import Recipe
 
@@ -78,7 +79,5 @@ def build_optimizers(
     return Optimizers([_sgd(groups, recipe.lr, recipe.momentum, recipe.weight_decay)])
 
 
-def _sgd(groups: list[dict[str, object]], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    return torch.optim.SGD(
-        groups, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=True
-    )
+def _sgd(groups: list[dict[str, object]], lr: float, momentum: float, weight_decay: float) -> SGD:
+    return SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=True)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import ray.train.torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from vgg_ddp.fast_vgg import FastVGG11
+from vgg_ddp.lazy_dynamo import no_dynamo
 from vgg_ddp.model import VGG11
 from vgg_ddp.optim import Optimizers
 
@@ -45,17 +47,17 @@ class Replica:
         self.device = device
         self.dtype = DTYPES[precision]
         # Each rank keeps its own batch statistics, averaged at epoch ends: no broadcast on every step.
-        self.ddp: nn.Module = ray.train.torch.prepare_model(
-            module,
-            move_to_device=device,
-            parallel_strategy_kwargs={SYNC_BUFFERS: False, "gradient_as_bucket_view": True},
-        )
+        ddp_options = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
+        with nullcontext() if compiled else no_dynamo():
+            self.ddp: nn.Module = ray.train.torch.prepare_model(
+                module, move_to_device=device, parallel_strategy_kwargs=ddp_options
+            )
+            self.optimizers = build(module)
         if gradients == "bf16" and isinstance(self.ddp, nn.parallel.DistributedDataParallel):
             self.ddp.register_comm_hook(None, bf16_compress_hook)
         if compiled:
             # One program for each size of the images, rather than a slower one for any.
             self.ddp.compile(dynamic=False)
-        self.optimizers = build(module)
 
     def loss(self, model: nn.Module, images: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy (scalar, float32) and logits (B, classes) of normalised images (B, 3, H, W)."""

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 GIB = 2**30
 FLAGS: tuple[object, ...] = ("--recipe", "classic", "--batch-size", 24, "--precision", "fp32", "--lr", 0.02)
-FLAGS += ("--epochs", 2, "--checkpoint-every-seconds", 0.5)
+FLAGS += ("--epochs", 2, "--checkpoint-every-seconds", 1)
 
 
 @pytest.fixture(scope="module")

@@ -36,15 +36,16 @@ from vgg_ddp.storage import Folder
 pytestmark = pytest.mark.slow
 
 FLAGS: tuple[object, ...] = ("--recipe", "classic", "--precision", "fp32", "--lr", 0.02, "--epochs", 2)
-FLAGS += ("--checkpoint-every-seconds", 0.5)
+FLAGS += ("--checkpoint-every-seconds", 1)
 
-# Python runs this at its start: it writes down the threads of each rank as the process ends.
-WATCH_THREADS = """
-import atexit, os, pathlib
+# Python runs this at its start: it writes down the threads and modules of each rank as the process ends.
+WATCH = """
+import atexit, os, pathlib, sys
 
 def write():
     names = [name.read_text() for name in pathlib.Path("/proc/self/task").glob("*/comm")]
     pathlib.Path("threads-" + os.environ["RANK"]).write_text("".join(names))
+    pathlib.Path("modules-" + os.environ["RANK"]).write_text("\\n".join(sys.modules))
 
 if "RANK" in os.environ:
     atexit.register(write)
@@ -72,9 +73,9 @@ def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> by
 
 @pytest.fixture(scope="module")
 def two_undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes ran that nothing disturbed, and wrote down their last threads."""
+    """Where two processes ran that nothing disturbed, and wrote down their last threads and modules."""
     cwd = tmp_path_factory.mktemp("two-undisturbed")
-    (cwd / "sitecustomize.py").write_text(WATCH_THREADS)
+    (cwd / "sitecustomize.py").write_text(WATCH)
     result = run_torchrun(2, "--data", tiny_data, "--run-name", "run", *FLAGS, cwd=cwd, PYTHONPATH=str(cwd))
     assert result.returncode == 0, result.stderr
     return cwd
@@ -108,6 +109,13 @@ def test_processes_of_torchrun_end_without_threads_of_gloo(two_undisturbed: Path
         names = (two_undisturbed / f"threads-{rank}").read_text()
         assert "python" in names
         assert "gloo" not in names
+
+
+def test_processes_of_torchrun_import_nothing_slow_that_they_do_not_need(two_undisturbed: Path) -> None:
+    for rank in range(2):
+        modules = set((two_undisturbed / f"modules-{rank}").read_text().splitlines())
+        assert "torch.nn.parallel.distributed" in modules
+        assert not modules & {"torch._dynamo", "torchvision"}
 
 
 def test_processes_that_found_different_images_are_refused(tiny_data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,65 @@
+"""That DDP and SGD train without TorchDynamo, as torch's own do with it."""
+
+import subprocess
+import sys
+
+from command import ROOT
+
+TRAIN = """
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from vgg_ddp.lazy_dynamo import SGD, no_dynamo
+
+
+def train(optimizer_class):
+    torch.manual_seed(0)
+    model = DistributedDataParallel(torch.nn.Linear(3, 2))
+    optimizer = optimizer_class(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
+    for _ in range(3):
+        model(torch.ones(4, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        optimizer.load_state_dict(optimizer.state_dict())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    return model
+
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+with no_dynamo():
+    model = train(SGD)
+assert "torch._dynamo" not in sys.modules
+"""
+
+COMPARE = """
+reference = train(torch.optim.SGD)
+assert "torch._dynamo" in sys.modules
+with no_dynamo():
+    assert torch._dynamo is sys.modules["torch._dynamo"]
+for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
+    assert torch.equal(ours, theirs)
+"""
+
+COMPILE = """
+compiled = torch.compile(model, backend="eager")
+assert torch.equal(compiled(torch.ones(4, 3)), model(torch.ones(4, 3)))
+assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+"""
+
+
+def run(code: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT / "ray_app", capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_weights_are_those_of_training_with_it() -> None:
+    run(TRAIN + COMPARE)
+
+
+def test_model_that_was_trained_without_it_can_be_compiled() -> None:
+    run(TRAIN + COMPILE)
