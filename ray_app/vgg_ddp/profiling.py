@@ -1,5 +1,6 @@
 """A profile of a few steps: the trace for a viewer, and a table of the dearest operators."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,8 @@ class StepProfiler:
 
     def __init__(self, run: Folder, saver: Saver, device: torch.device) -> None:
         self._run, self._saver, self._device = run, saver, device
+        # Else it prints what it starts and stops, and that it looked for a GPU in vain.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
         self._profile = profile(
             activities=activities,

@@ -20,8 +20,6 @@ DEFAULTS = {
 LOCAL_DEFAULTS = {
     # An actor more to start, whose memory would end with the run.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    # torch's profiler would print what it starts and stops, and that it looked for a GPU in vain.
-    "KINETO_LOG_LEVEL": "99",
     # Ray's way to keep to loopback, which it takes by itself on macOS; else its processes listen on all interfaces.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # One machine has no node that could go before the others: the watcher for that would only take time to start.

@@ -64,10 +64,11 @@ def model(cwd: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The model of one process that nothing disturbed."""
+    """The model of one process that nothing disturbed, and that says nothing of the profiler it was watched by."""
     cwd = tmp_path_factory.mktemp("undisturbed")
-    result = run_main("--num-workers", 0, "--data", tiny_data, "--run-name", "run", *FLAGS, cwd=cwd)
-    assert result.returncode == 0, result.stderr
+    result = run_main("--num-workers", 0, "--data", tiny_data, "--run-name", "run", "--profile", *FLAGS, cwd=cwd)
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert "its 10 dearest operators" in result.stdout
     return model(cwd)
 
 
