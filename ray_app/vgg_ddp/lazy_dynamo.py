@@ -8,7 +8,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
+from importlib import import_module
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 
 # What training calls of what torch wraps by `torch._disable_dynamo`.
 UNTRACED = (
-    DistributedDataParallel._inside_ddp_forward,
-    Optimizer.add_param_group,
-    Optimizer.load_state_dict,
-    Optimizer.state_dict,
-    Optimizer.zero_grad,
+    (DistributedDataParallel, "_inside_ddp_forward"),
+    (Optimizer, "add_param_group"),
+    (Optimizer, "load_state_dict"),
+    (Optimizer, "state_dict"),
+    (Optimizer, "zero_grad"),
 )
 
 
@@ -28,6 +28,17 @@ class SGD(torch.optim.SGD):
     """torch's SGD, whose step does not tell TorchDynamo to leave it alone. To be made within `no_dynamo`."""
 
     step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class _Postponed:
+    """A module that is imported when it is asked for more than it answers here."""
+
+    def __init__(self, name: str, **answers: object) -> None:
+        self._name = name
+        vars(self).update(answers)
+
+    def __getattr__(self, attribute: str) -> object:
+        return getattr(import_module(self._name), attribute)
 
 
 @contextmanager
@@ -39,14 +50,17 @@ def no_dynamo() -> Iterator[None]:
     if "torch._dynamo" in sys.modules:
         yield
         return
-    for wrapped in UNTRACED:
-        function = inspect.unwrap(wrapped)
-        # Where torch looks for the function that is not traced, before it imports TorchDynamo to make one.
-        vars(function).setdefault("__dynamo_disable", function)
+    for owner, name in UNTRACED:
+        # A version of torch may have others: there it takes its time.
+        if wrapped := getattr(owner, name, None):
+            function = inspect.unwrap(wrapped)
+            # Where torch looks for the function that is not traced, before it imports TorchDynamo to make one.
+            vars(function).setdefault("__dynamo_disable", function)
+    utils = _Postponed("torch._dynamo.utils", get_optimize_ddp_mode=lambda: "no_optimization")
     # torch imports it when it is asked for an attribute of this name that it does not have.
-    utils = SimpleNamespace(get_optimize_ddp_mode=lambda: "no_optimization")
-    vars(torch)["_dynamo"] = SimpleNamespace(utils=utils)
+    vars(torch)["_dynamo"] = postponed = _Postponed("torch._dynamo", utils=utils)
     try:
         yield
     finally:
-        del vars(torch)["_dynamo"]
+        if vars(torch)["_dynamo"] is postponed:
+            del vars(torch)["_dynamo"]

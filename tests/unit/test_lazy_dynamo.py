@@ -43,6 +43,13 @@ for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True)
     assert torch.equal(ours, theirs)
 """
 
+ASK_FOR_MORE = """
+with no_dynamo():
+    assert not torch._dynamo.is_compiling()
+    assert torch._dynamo.utils.get_optimize_ddp_mode() == "ddp_optimizer"
+assert torch._dynamo is sys.modules["torch._dynamo"]
+"""
+
 COMPILE = """
 compiled = torch.compile(model, backend="eager")
 assert torch.equal(compiled(torch.ones(4, 3)), model(torch.ones(4, 3)))
@@ -59,6 +66,10 @@ def run(code: str) -> None:
 
 def test_weights_are_those_of_training_with_it() -> None:
     run(TRAIN + COMPARE)
+
+
+def test_it_is_imported_for_those_who_ask_for_more() -> None:
+    run(TRAIN + ASK_FOR_MORE)
 
 
 def test_model_that_was_trained_without_it_can_be_compiled() -> None:
