@@ -55,6 +55,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as many:
             calm_seconds, calm_count = train(options.num_workers, NEVER, Path(one), flags)
             seconds, count = train(options.num_workers, options.every_seconds, Path(many), flags)
+        if count <= calm_count:
+            raise SystemExit("no checkpoint was written meanwhile: give a smaller --every-seconds")
         costs.append((seconds - calm_seconds) / (count - calm_count))
         print(
             f"round {number + 1}: {calm_seconds:.2f} s with {calm_count} checkpoint(s), {seconds:.2f} s with {count}: "

@@ -2,8 +2,9 @@
 
     python benchmarks/gpu.py --data cifar10 --epochs 8 16
 
-Needs torch, NumPy, Pillow and pyarrow; neither Ray nor the other requirements. Seconds of training count augmentation,
-every step and, apart, the evaluations; decoding and compiling are given apart. --device cpu tries the file itself.
+Needs torch, NumPy, Pillow and pyarrow, and torchvision for CIFAR-10 itself; neither Ray nor the other requirements.
+Seconds of training count augmentation, every step and, apart, the evaluations; decoding and compiling are given apart.
+--device cpu tries the file itself.
 """
 
 import argparse

@@ -53,7 +53,7 @@ class EncodedImages(Dataset):
         tables = [pq.read_table((folder / file).path) for file in files]
         self.images = [cell["bytes"] for table in tables for cell in table.column(0).to_pylist()]
         self.labels = [label for table in tables for label in table.column("label").to_pylist()]
-        augment = [transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
+        augment = [transforms.Resize((32, 32)), transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]
         self.transform = transforms.Compose([*augment, transforms.PILToTensor()])
 
     def __len__(self) -> int:

@@ -35,13 +35,13 @@ def main() -> None:
     }
     flags = ["--data", options.data, "--recipe", "classic", "--epochs", 1, "--precision", options.precision]
     speeds: dict[str, dict[int, list[float]]] = {kind: {count: [] for count in WORKERS} for kind in batch_sizes}
-    memory: dict[int, int] = dict.fromkeys(WORKERS, 0)
+    memory: dict[str, dict[int, int]] = {kind: dict.fromkeys(WORKERS, 0) for kind in batch_sizes}
     for number in range(options.rounds):
         for kind, sizes in batch_sizes.items():
             for count, batch_size in sizes.items():
                 trained = train(*flags, "--num-workers", count, "--batch-size", batch_size, watch_memory=True)
                 speeds[kind][count].append(trained.rows[0]["images_per_second"])
-                memory[count] = max(memory[count], trained.peak_memory_bytes)
+                memory[kind][count] = max(memory[kind][count], trained.peak_memory_bytes)
                 print(
                     f"round {number + 1}: {kind:<6} {count} worker(s) {speeds[kind][count][-1]:8.1f} images/s",
                     flush=True,
@@ -53,7 +53,7 @@ def main() -> None:
             speed = statistics.median(speeds[kind][count])
             print(
                 f"  {kind:<6} {count} worker(s), global batch {batch_size:>4}: {speed:8.1f} images/s, "
-                f"{speed / one:4.2f} x one worker, {memory[count] / 1e6:,.0f} MB a worker"
+                f"{speed / one:4.2f} x one worker, {memory[kind][count] / 1e6:,.0f} MB a worker"
             )
     settings = {"data": options.data, "precision": options.precision, "batch_sizes": batch_sizes, "n": options.rounds}
     write_json(options.json, {"settings": settings, "images_per_second": speeds, "peak_memory_bytes": memory})

@@ -125,11 +125,13 @@ def predict(gpus: int, link: Link, options: argparse.Namespace) -> Prediction:
     between = link.seconds(nodes, options.link_gbit * 1e9 / 8, options.latency)
     step = compute + link.exposed_seconds(inside + between, compute)
     step *= 1 + options.checkpoint_seconds / options.checkpoint_every_seconds
+    of_one = options.global_batch or options.batch_of_gpu
+    linear = gpus * of_one / (of_one / alone + options.step_overhead)
     limits = {"training": gpus * of_gpu / step}
     if not options.from_memory:
         limits["decoding"] = nodes * options.cores_of_node * options.decoded_by_core
         limits["storage"] = nodes * options.storage_gbit_of_node * 1e9 / 8 / options.image_bytes
-    return Prediction(gpus, of_gpu, limits, min(limits.values()) / (gpus * alone))
+    return Prediction(gpus, of_gpu, limits, min(limits.values()) / linear)
 
 
 def read_slope(path: Path) -> tuple[float, float]:

@@ -28,7 +28,7 @@ def test_terminated_run_that_streams_resumes_to_the_same_weights(numbered_images
         process.terminate()
         output, _ = process.communicate(timeout=60)
     stopped = re.search(r"Stopped after step (\d+)", output)
-    assert process.returncode == 143 and stopped and int(stopped[1]) % 16, output
+    assert process.returncode == 143 and stopped and int(stopped[1]) < 32, output
     resumed = run_main("--resume", "stopped", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     models = [(tmp_path / "runs" / name / "model.safetensors").read_bytes() for name in ("undisturbed", "stopped")]

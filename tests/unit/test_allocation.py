@@ -12,12 +12,16 @@ from vgg_ddp.allocation import ENVIRONMENT
 
 # 128 MB again and again, each freed before the next is taken, in a thread; counted from the eleventh time on.
 PROGRAM = """
+import ctypes
 import resource
 import sys
 import threading
 import torch
 from vgg_ddp.allocation import keep_freed_memory
 
+PR_SET_THP_DISABLE = 41
+# A huge page, which some systems give without being asked, would count as one.
+ctypes.CDLL(None).prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
 if sys.argv[1] == "kept":
     keep_freed_memory()
 
