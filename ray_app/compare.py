@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error
+from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error, refuse_password
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,8 @@ class CompareConfig:
         Raises:
             UsageError: if not.
         """
+        for location in (*self.runs, self.storage_path):
+            refuse_password("storage_path", location)
         if len(self.runs) < 2:
             raise UsageError("expected two runs or more.")
         if len(set(self.runs)) < len(self.runs):

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error
+from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error, refuse_password
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from vgg_ddp.inference import Classifier
 
 
@@ -42,6 +45,8 @@ class PredictConfig:
         Raises:
             UsageError: if not.
         """
+        refuse_password("model", self.model)
+        refuse_password("data", self.data)
         if bool(self.images) == bool(self.data):
             raise UsageError("expected either images to classify or --data to evaluate.")
         if self.top < 1:
@@ -74,12 +79,32 @@ def evaluate(classifier: "Classifier", config: PredictConfig) -> None:
     from vgg_ddp.data import find_source, load_split
 
     assert config.data is not None
-    split, _ = load_split(find_source(config.data, config.data_dir), config.split, classifier.image_size)
+    split, names = load_split(find_source(config.data, config.data_dir), config.split, classifier.image_size)
+    check_classes(classifier, split.labels, names, config)
     for tta in (False, True)[: 1 + config.tta]:
         predicted = classifier.probabilities(split.images, tta).argmax(dim=1).numpy()
         correct = int((predicted == split.labels).sum())
         kind = "accuracy with test-time augmentation" if tta else "accuracy"
         print(f"{kind} {correct / len(split):.2%} ({correct:,} of {len(split):,} {config.split} images)")
+
+
+def check_classes(
+    classifier: "Classifier", labels: "npt.NDArray[np.int64]", names: tuple[str, ...] | None, config: PredictConfig
+) -> None:
+    """Check that labels mean the same to the model and to the data.
+
+    Raises:
+        UsageError: if not.
+    """
+    from vgg_ddp.parquet import agree_on_classes
+
+    known = classifier.class_names
+    # Of a model whose own data named no classes, nothing but their number is known.
+    are_named = known != tuple(map(str, range(len(known))))
+    agree_on_classes({config.model: known if are_named else None, f"its {config.split} split": names}, str(config.data))
+    bad = labels[(labels < 0) | (labels >= len(known))]
+    if len(bad):
+        raise UsageError(f"--data {config.data} has the label {bad[0]}: the model knows 0 to {len(known) - 1}.")
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from vgg_ddp.flags import UsageError, flag, parse_flags, quit_with_usage_error
+from vgg_ddp.flags import UsageError, flag, parse_flags, quit_with_usage_error, refuse_password
 
 if TYPE_CHECKING:
     from vgg_ddp.shards import Shard, Written
@@ -49,6 +49,7 @@ class PrepareConfig:
         Raises:
             UsageError: naming the flag, what was given and what was expected.
         """
+        refuse_password("output", self.output)
         if not 0 < self.test_fraction < 1:
             raise UsageError(f"--test-fraction {self.test_fraction}: expected a number between 0 and 1.")
         for name in ("image_size", "images_per_shard", "processes"):

@@ -9,13 +9,12 @@ import hashlib
 import io
 import json
 import logging
-import re
 import uuid
 from typing import Any
 
 import torch
 
-from vgg_ddp.storage import Folder
+from vgg_ddp.storage import Folder, is_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ def write(run: Folder, name: str, state: State) -> None:
 
 def list_names(run: Folder) -> list[str]:
     """Names of the run's checkpoints, damaged ones included, the newest first."""
-    return [name for name in reversed(run.names()) if re.fullmatch(r"checkpoint_\d{8}_[0-9a-f]{6}", name)]
+    return [name for name in reversed(run.names()) if is_checkpoint(name)]
 
 
 def read(run: Folder, name: str) -> State:

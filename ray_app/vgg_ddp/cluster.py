@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from vgg_ddp.limits import usable_cores
 from vgg_ddp.ray_environment import LOCAL, PACKAGE
 from vgg_ddp.storage import Folder
 
+Resources = dict[str, float]
 CONNECT_SECONDS = 5.0
+# Parts of a CPU that Ray can tell apart.
+SHARES = 10_000
 # What `ray up` leaves on a head node: the cluster file, with the resources of each type of node.
 CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
 
@@ -76,19 +80,30 @@ def start_coordinator() -> None:
     get_or_create_autoscaling_coordinator()
 
 
-def largest_resources(cluster_file: Path) -> dict[str, float]:
-    """CPUs and GPUs that the autoscaler may bring up at most; nothing where there is no cluster file.
+def largest_cluster(cluster_file: Path) -> list[Resources]:
+    """The nodes that the autoscaler may bring up at most; none where there is no cluster file.
 
     Ray itself does not tell: its autoscaler knows them, and the driver can only ask for what is there.
     """
     if not cluster_file.exists():
-        return {}
-    totals: dict[str, float] = {}
-    for node_type in yaml.safe_load(cluster_file.read_text())["available_node_types"].values():
-        for kind in ("CPU", "GPU"):
-            count = node_type["resources"].get(kind, 0) * node_type.get("max_workers", 0)
-            totals[kind] = totals.get(kind, 0) + count
-    return totals
+        return []
+    node_types = yaml.safe_load(cluster_file.read_text())["available_node_types"].values()
+    return [kind["resources"] for kind in node_types for _ in range(kind.get("max_workers", 0))]
+
+
+def largest_share(nodes: Sequence[Resources], workers: int, use_gpu: bool, part_of_cpus: float = 1.0) -> float:
+    """CPUs that each worker can have at most, up to one: a worker's CPUs, and its GPU, lie on one node.
+
+    Ray keeps four decimals: rounded down to these, so that the shares of a node fit into it.
+    """
+    cpus_and_most = [
+        (node.get("CPU", 0.0) * part_of_cpus, int(node.get("GPU", 0.0)) if use_gpu else workers) for node in nodes
+    ]
+    shares = {int(cpus / count * SHARES) for cpus, most in cpus_and_most for count in range(1, min(workers, most) + 1)}
+    for share in sorted({min(share, SHARES) for share in shares}, reverse=True):
+        if share and sum(min(int(cpus * SHARES) // share, most) for cpus, most in cpus_and_most) >= workers:
+            return share / SHARES
+    return 0.0
 
 
 def place_workers(config: TrainConfig, cluster_file: Path = CLUSTER_FILE) -> Placement:
@@ -99,8 +114,8 @@ def place_workers(config: TrainConfig, cluster_file: Path = CLUSTER_FILE) -> Pla
     Raises:
         UsageError: if there are fewer GPUs than --device gpu needs, or no CPUs.
     """
-    present, possible = ray.cluster_resources(), largest_resources(cluster_file.expanduser())
-    cpus, gpus = (max(present.get(kind, 0.0), possible.get(kind, 0.0)) for kind in ("CPU", "GPU"))
+    present, possible = ray.cluster_resources(), largest_cluster(cluster_file.expanduser())
+    cpus, gpus = (max(present.get(kind, 0.0), _total(possible, kind)) for kind in ("CPU", "GPU"))
     gpus = int(gpus)
     # An elastic run starts with what is there.
     workers = config.min_workers or config.num_workers
@@ -119,10 +134,20 @@ def place_workers(config: TrainConfig, cluster_file: Path = CLUSTER_FILE) -> Pla
         )
     # What decodes images while training goes on needs CPUs, too.
     most = 0.5 if config.ingest == "stream" else 1.0
-    # Ray keeps four decimals: round down, so that the parts fit into the whole. An elastic run takes what is there.
-    cpu_share = most if config.min_workers else min(1.0, int(cpus * most / workers * 10_000) / 10_000)
+    if config.min_workers:
+        # An elastic run takes what is there.
+        cpu_share = most
+    else:
+        is_there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        kind = "GPU" if use_gpu else "CPU"
+        nodes = max(is_there, possible, key=lambda nodes: _total(nodes, kind))
+        cpu_share = largest_share(nodes, workers, use_gpu, most)
     per_worker = {"CPU": cpu_share} | ({"GPU": 1.0} if use_gpu else {})
     return Placement(per_worker, use_gpu)
+
+
+def _total(nodes: Sequence[Resources], kind: str) -> float:
+    return sum(node.get(kind, 0.0) for node in nodes)
 
 
 def require_shared(folder: Folder) -> None:

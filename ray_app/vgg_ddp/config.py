@@ -4,7 +4,7 @@ import dataclasses
 import re
 from typing import Literal, Self
 
-from vgg_ddp.flags import UsageError, flag
+from vgg_ddp.flags import UsageError, flag, refuse_password
 from vgg_ddp.recipe import Recipe, choose_recipe
 
 SCRIPT = "ray_app/main.py"
@@ -142,6 +142,8 @@ class TrainConfig:
             valid = value is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value)
             self._expect(name, bool(valid), "letters, digits, '.', '_' and '-' only, since it names a folder")
         self._expect("resume", not (self.resume and self.run_name), "no --run-name next to it: both name the run")
+        for name in ("data", "storage_path", "init_from"):
+            refuse_password(name, getattr(self, name))
         # A run that is resumed may bring the other value of a pair: `open_run` checks again when it knows.
         if self.resume is None and self.run_name is None:
             self.check_pairs()
@@ -155,12 +157,43 @@ class TrainConfig:
         if self.half_size_epochs:
             self._expect("half_size_epochs", self.image_size >= 64, "--image-size 64 or more with it")
             self._expect("half_size_epochs", self.half_size_epochs < self.epochs, "less than --epochs")
+        self.check_workers()
+
+    def check_workers(self) -> None:
+        """Check what depends on the number of workers.
+
+        Raises:
+            UsageError: naming the flag, what was given and what was expected.
+        """
         if self.min_workers is not None:
             self._expect("min_workers", 1 <= self.min_workers <= self.num_workers, "1 up to --num-workers")
-            enough = self.batch_size is None or self.batch_size >= self.num_workers
-            self._expect("batch_size", enough, "an image or more for every worker")
-        elif self.batch_size is not None:
-            check_divisible(self.batch_size, max(1, self.num_workers))
+            self._expect_enough_images(self.num_workers)
+        else:
+            self.check_batch(max(1, self.num_workers))
+
+    def check_batch(self, num_workers: int) -> None:
+        """Check that a global batch, if one is given, can be split evenly over so many workers.
+
+        Raises:
+            UsageError: if not.
+        """
+        if self.batch_size is not None:
+            check_divisible(self.batch_size, num_workers)
+        self._expect_enough_images(num_workers)
+
+    def _expect_enough_images(self, num_workers: int) -> None:
+        least = self.least_images_of_worker
+        enough = self.batch_size is None or self.batch_size >= least * num_workers
+        self._expect("batch_size", enough, f"{least} images or more for each of {num_workers} worker(s)")
+
+    @property
+    def least_images_of_worker(self) -> int:
+        """Images of a batch that each worker needs at least.
+
+        The last batch normalisation of the fast recipe sees a single pixel of each image below 64 x 64, and needs two.
+        """
+        smallest = self.image_size // 2 if self.half_size_epochs else self.image_size
+        return 2 if self.recipe == "fast" and smallest < 64 else 1
 
     def _expect(self, name: str, valid: bool, expected: str) -> None:
         if not valid:
@@ -181,7 +214,7 @@ class TrainConfig:
         if self.batch_size is not None:
             return self
         images_each = min(self.chosen_recipe().batch_size, num_train // STEPS_OF_AN_EPOCH) // num_workers
-        return dataclasses.replace(self, batch_size=max(1, images_each) * num_workers)
+        return dataclasses.replace(self, batch_size=max(self.least_images_of_worker, images_each) * num_workers)
 
     @property
     def global_batch(self) -> int:

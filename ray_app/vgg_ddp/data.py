@@ -3,6 +3,7 @@
 CIFAR-10: "Learning Multiple Layers of Features from Tiny Images" (Krizhevsky, 2009).
 """
 
+import contextlib
 import fcntl
 import os
 import threading
@@ -16,7 +17,7 @@ import numpy.typing as npt
 
 from vgg_ddp import torchrun
 from vgg_ddp.flags import UsageError
-from vgg_ddp.parquet import find_files, read_split
+from vgg_ddp.parquet import agree_on_classes, find_files, read_split
 from vgg_ddp.storage import absolute
 
 SAMPLE_FOLDER = Path(__file__).resolve().parent.parent / "sample"
@@ -101,7 +102,11 @@ def find_source(data: str, data_dir: str) -> Source:
 
 def _find_cifar10(data_dir: str) -> Source:
     source = Source("CIFAR-10", absolute(data_dir), "cifar10", CIFAR10_CLASSES)
+    lock_file = os.path.join(source.location, ".download.lock")
     if os.path.isdir(os.path.join(source.location, "cifar-10-batches-py")):
+        with contextlib.suppress(FileNotFoundError), open(lock_file) as lock:
+            # Another process may still be unpacking.
+            fcntl.flock(lock, fcntl.LOCK_SH)
         return source
     archive = os.path.join(source.location, os.path.basename(CIFAR10_URL))
     if not os.path.isfile(archive) and not _answers(CIFAR10_URL, PROBE_SECONDS):
@@ -112,7 +117,7 @@ def _find_cifar10(data_dir: str) -> Source:
     _say(f"Downloading CIFAR-10 to {source.location}")
     try:
         os.makedirs(source.location, exist_ok=True)
-        with open(os.path.join(source.location, ".download.lock"), "w") as lock:
+        with open(lock_file, "w") as lock:
             # torchrun's processes all come here: one downloads, the others then find the images.
             fcntl.flock(lock, fcntl.LOCK_EX)
             CIFAR10(source.location, download=True)
@@ -151,7 +156,8 @@ def load_dataset(source: Source, image_size: int) -> Dataset:
         UsageError: naming the file and the row where something is wrong.
     """
     train, names = load_split(source, "train", image_size)
-    test, _ = load_split(source, "test", image_size)
+    test, test_names = load_split(source, "test", image_size)
+    agree_on_classes({"the training split": names, "the test split": test_names}, source.location)
     names = names or name_classes(int(train.labels.max()), len(train), source.location)
     for split_name, split in (("train", train), ("test", test)):
         bad = np.flatnonzero((split.labels < 0) | (split.labels >= len(names)))

@@ -26,6 +26,16 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def refuse_password(name: str, location: str | None) -> None:
+    """Refuse a URI with a password or secret key in it, without showing it: URIs are printed and stored.
+
+    Raises:
+        UsageError: if there is one.
+    """
+    if location and re.search(r"//[^/@]*:[^/@]*@", location):
+        raise UsageError(f"{flag(name)}: the URI holds a password or key; give it in the environment instead.")
+
+
 def parse_flags(config_class: type[T], arguments: Sequence[str], program: str, default: T | None = None) -> T:
     """Build a dataclass from command-line arguments; flags that are not given take the values of `default`.
 

@@ -63,6 +63,8 @@ def list_images(root: Path, test_fraction: float) -> ImageFolder:
             raise UsageError(f"{root / test} has the class {strange[0]}, which {root / 'train'} lacks.")
         train_files, test_files = (list(_files(root, split, class_names)) for split in ("train", test))
     else:
+        if folders and set(folders) <= {"train", *TEST_NAMES}:
+            raise UsageError(f"{root} has {' and '.join(folders)}, but not both train and test (or val).")
         class_names = folders
         train_files, test_files = _split(_files(root, "", class_names), test_fraction)
     if not class_names:

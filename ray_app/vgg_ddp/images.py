@@ -1,6 +1,7 @@
 """Single encoded images: decode them, resize them, make PNG of other formats. torch is not needed here."""
 
 import io
+import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 # What Parquet files hold, and services accept.
 FORMATS = ("PNG", "JPEG")
+# What Pillow raises for damage, but for OSError.
+DAMAGE = (ValueError, TypeError, SyntaxError, ArithmeticError, LookupError, NotImplementedError, struct.error)
 
 
 def decode_image(encoded: bytes, image_size: int) -> npt.NDArray[np.uint8]:
@@ -56,6 +59,5 @@ def _decode(encoded: bytes, image_size: int | None, formats: tuple[str, ...] | N
             return pixels, image.format
     except UnidentifiedImageError as error:
         raise OSError(f"not {' or '.join(formats) if formats else 'an image of a known format'}") from error
-    except (ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        # What Pillow raises for damage of some kinds.
-        raise OSError(str(error)) from error
+    except (*DAMAGE, Image.DecompressionBombError) as error:
+        raise OSError(str(error) or type(error).__name__) from error

@@ -73,7 +73,7 @@ def load_classifier(location: str) -> Classifier:
         model.load_state_dict(tensors)
         image_size = int(description["image_size"])
         mean, std = torch.tensor(description["mean"]), torch.tensor(description["std"])
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"{location} is no model of this program, or is damaged ({reason}).") from error
     model.eval()

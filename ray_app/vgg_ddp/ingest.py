@@ -9,6 +9,7 @@ from vgg_ddp.flags import UsageError
 from vgg_ddp.limits import available_memory_bytes
 from vgg_ddp.parquet import find_files, look_at_files
 from vgg_ddp.pretrained import Pretrained, read_pretrained
+from vgg_ddp.runs import Run
 from vgg_ddp.stream import StreamedDataset, open_stream
 
 Ingest = Literal["memory", "stream"]
@@ -45,13 +46,16 @@ def choose_ingest(config: TrainConfig, source: Source) -> Ingest:
     return "memory" if fits else "stream"
 
 
-def load(config: TrainConfig, source: Source) -> Inputs:
-    """Load what the settings name; with `config.ingest` chosen.
+def load(run: Run, source: Source) -> Inputs:
+    """Load what the settings of a run name, of which `ingest` is chosen.
 
     Raises:
         UsageError: naming what cannot be used.
     """
-    pretrained = read_pretrained(config.init_from, config.recipe == "fast") if config.init_from else None
+    config, pretrained = run.config, None
+    # The weights that a run began with may be gone when it is resumed from a checkpoint.
+    if config.init_from and not run.has_checkpoint():
+        pretrained = read_pretrained(config.init_from, config.recipe == "fast")
     open_dataset = open_stream if config.ingest == "stream" else load_dataset
     return Inputs(open_dataset(source, config.image_size), pretrained)
 

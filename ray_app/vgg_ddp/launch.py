@@ -1,13 +1,14 @@
 """The driver: check everything that can be checked, start the workers, say how it went."""
 
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vgg_ddp import ray_environment, torchrun
 from vgg_ddp.config import TrainConfig
@@ -24,7 +25,9 @@ from vgg_ddp.tracking import recorded, require_mlflow
 if TYPE_CHECKING:
     from vgg_ddp.cluster import Placement
     from vgg_ddp.job import Outcome
+    from vgg_ddp.signals import InterruptedRunError
 
+T = TypeVar("T")
 FINISHED, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
@@ -55,19 +58,31 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
     require_mlflow(run.config.mlflow)
     require_writable(run)
     # Decoding takes about as long as Ray and torch take to start: both at once.
-    with ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(load, run.config, source)
-        if run.config.num_workers == 0:
-            return _train_in_this_process(run, loading, phases)
-        address = ray_environment.prepare(run.config.address, ingest == "stream")
-        with ExitStack() as afterwards:
-            return _train_on_ray(run, address, loading, phases, afterwards)
+    loading = _in_background(lambda: load(run, source))
+    if run.config.num_workers == 0:
+        return _train_in_this_process(run, loading, phases)
+    address = ray_environment.prepare(run.config.address, ingest == "stream")
+    return _train_on_ray(run, address, loading, phases)
+
+
+def _in_background(call: Callable[[], T]) -> "Future[T]":
+    """Call a function in a thread that this process does not wait for when something else ends it."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
 
 
 def _train_in_this_process(run: Run, loading: "Future[Inputs]", phases: dict[str, float]) -> int:
     from vgg_ddp.local import choose_device, train_locally
 
-    use_gpu = choose_device(run.config.device, run.config.batch_size)
+    use_gpu = choose_device(run.config)
     inputs = loading.result()
     run = with_batch_size(run, inputs.dataset, torchrun.world_size())
     if torchrun.is_rank_zero():
@@ -84,16 +99,28 @@ def _train_in_this_process(run: Run, loading: "Future[Inputs]", phases: dict[str
         return _conclude(run, outcome) if torchrun.is_rank_zero() else _exit_code(outcome)
 
 
-def _train_on_ray(
+def _train_on_ray(run: Run, address: str, loading: "Future[Inputs]", phases: dict[str, float]) -> int:
+    from vgg_ddp.signals import InterruptedRunError
+
+    try:
+        # The record may take its time to end: it must not keep the cluster.
+        with ExitStack() as afterwards:
+            return _train_on_cluster(run, address, loading, phases, afterwards)
+    except InterruptedRunError as error:
+        return _interrupted(run, error)
+
+
+def _train_on_cluster(
     run: Run, address: str, loading: "Future[Inputs]", phases: dict[str, float], afterwards: ExitStack
 ) -> int:
     import ray
 
     from vgg_ddp import cluster
-    from vgg_ddp.signals import InterruptedRunError
+    from vgg_ddp.signals import InterruptedRunError, interrupt_on_sigterm
 
-    connection = cluster.connect(address, run.config.verbose)
     try:
+        with interrupt_on_sigterm():
+            connection = cluster.connect(address, run.config.verbose)
         phases["Ray started"] = time.time()
         cluster.start_coordinator()
         placement = cluster.place_workers(run.config)
@@ -101,7 +128,6 @@ def _train_on_ray(
         phases["images decoded"] = time.time()
         run = with_batch_size(run, inputs.dataset, run.config.num_workers)
         cluster.require_shared(Folder.at(run.config.storage_path))
-        # The record may take its time to end: it must not keep the cluster.
         afterwards.enter_context(recorded(run))
         _announce(run, inputs.dataset)
         kind = "GPU" if placement.use_gpu else "CPU"
@@ -112,10 +138,14 @@ def _train_on_ray(
             outcome = _fit(run, inputs, placement, address == ray_environment.LOCAL, phases, follower.live_seconds)
         return _conclude(run, outcome)
     except InterruptedRunError as error:
-        print(f"\nStopped by {error}.\n{_how_to_go_on(run)}", flush=True)
-        return error.exit_code
+        return _interrupted(run, error)
     finally:
         ray.shutdown()
+
+
+def _interrupted(run: Run, error: "InterruptedRunError") -> int:
+    print(f"\nStopped by {error}.\n{_how_to_go_on(run)}", flush=True)
+    return error.exit_code
 
 
 def with_batch_size(run: Run, dataset: Dataset | StreamedDataset, num_workers: int) -> Run:
@@ -125,6 +155,11 @@ def with_batch_size(run: Run, dataset: Dataset | StreamedDataset, num_workers: i
         UsageError: if a batch needs more images than there are.
     """
     config = run.config.with_batch_size(dataset.num_train, num_workers)
+    if run.config.batch_size is None and config.global_batch > dataset.num_train:
+        raise UsageError(
+            f"{num_workers} worker(s) need {config.global_batch} images for a batch, and there are only "
+            f"{dataset.num_train} training images: use fewer --num-workers."
+        )
     if config.global_batch > dataset.num_train:
         raise UsageError(
             f"--batch-size {config.batch_size}: there are only {dataset.num_train} training images; use at most "
@@ -209,6 +244,10 @@ def _conclude(run: Run, outcome: "Outcome | None") -> int:
 
 
 def _how_to_go_on(run: Run) -> str:
+    # A storage that fails now held the run when it was started.
+    with suppress(OSError):
+        if not run.was_started():
+            return "The training had not begun: there is nothing to go on with."
     return f"Go on from the newest checkpoint with: {run.resume_command()}"
 
 

@@ -11,7 +11,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from vgg_ddp import torchrun
-from vgg_ddp.config import check_divisible
+from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError
 from vgg_ddp.follower import Follower
 from vgg_ddp.ingest import Inputs
@@ -21,22 +21,21 @@ from vgg_ddp.signals import SignalWatch
 from vgg_ddp.train import train_loop
 
 
-def choose_device(device: str, batch_size: int | None) -> bool:
+def choose_device(config: TrainConfig) -> bool:
     """Whether this process trains on a GPU. Checks the flags against torchrun's number of processes.
 
     Raises:
         UsageError: if there is no GPU for each process where GPUs are asked for.
     """
-    if batch_size is not None:
-        check_divisible(batch_size, torchrun.world_size())
+    config.check_batch(torchrun.world_size())
     processes = torchrun.local_world_size()
     gpus = torch.cuda.device_count()
-    if device == "gpu" and gpus < processes:
+    if config.device == "gpu" and gpus < processes:
         raise UsageError(
             f"--device gpu: torch {torch.__version__} sees {gpus} GPUs for {processes} process(es) on this machine; "
             "start fewer, or use --device cpu."
         )
-    use_gpu = device != "cpu" and gpus >= processes
+    use_gpu = config.device != "cpu" and gpus >= processes
     if not use_gpu:
         # Ray's local mode would choose NCCL by this.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,11 +1,12 @@
 """Images and labels from Parquet files in the layout of the Hugging Face `datasets` library."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from itertools import zip_longest
 from typing import TypeVar
 
 import numpy as np
@@ -52,14 +53,14 @@ def read_split(
         UsageError: naming the file and the row where something is wrong.
     """
     folder, files = find_files(location, split)
-    names: tuple[str, ...] | None = None
+    names: dict[str, tuple[str, ...] | None] = {}
     images, labels = [], []
     for file in files:
         table = _read_table(folder, file)
-        names = names or class_names(table.schema)
+        names[file] = class_names(table.schema)
         labels.append(read_labels(table, file))
         images.append(decode_images(table, file, image_size))
-    return np.concatenate(images), np.concatenate(labels), names
+    return np.concatenate(images), np.concatenate(labels), agree_on_classes(names, location)
 
 
 def _read_table(folder: Folder, file: str) -> pa.Table:
@@ -141,6 +142,24 @@ def class_names(schema: pa.Schema) -> tuple[str, ...] | None:
         return tuple(str(name) for name in features["label"]["names"]) or None
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def agree_on_classes(found: Mapping[str, tuple[str, ...] | None], location: str) -> tuple[str, ...] | None:
+    """The class names that were found in some places, as far as there were any.
+
+    Raises:
+        UsageError: naming two places and the first class in which they differ.
+    """
+    named = [(place, names) for place, names in found.items() if names]
+    for place, names in named[1:]:
+        first_place, first_names = named[0]
+        for label, (expected, name) in enumerate(zip_longest(first_names, names, fillvalue="missing")):
+            if name != expected:
+                raise UsageError(
+                    f"the classes in {location} differ: label {label} is {expected} in {first_place}, and {name} in "
+                    f"{place}."
+                )
+    return named[0][1] if named else None
 
 
 def read_labels(table: pa.Table, file: str, first_row: int = 0) -> npt.NDArray[np.int64]:

@@ -73,6 +73,10 @@ def _read_state(location: str) -> dict[str, npt.NDArray[np.float32]]:
         # Tensors only: a file from elsewhere shall run no code.
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         return {name: tensor.float().numpy() for name, tensor in state.items()}
-    except (OSError, ValueError, RuntimeError, AttributeError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0]
+    except pickle.UnpicklingError as error:
+        raise UsageError(
+            f"--init-from {location}: expected a file with a state dict; this one is none, or holds more than tensors."
+        ) from error
+    except (OSError, EOFError, LookupError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        reason = (str(error) or "it is empty").splitlines()[0]
         raise UsageError(f"--init-from {location}: expected a file with a state dict ({reason}).") from error

@@ -1,5 +1,6 @@
 """Which run folder a command means: a new one, or one to go on with."""
 
+import secrets
 import shlex
 import time
 from collections.abc import Sequence
@@ -8,8 +9,8 @@ from dataclasses import dataclass, replace
 from vgg_ddp import torchrun
 from vgg_ddp.config import DATA_NAMES, PROGRAM, SCRIPT, TRAJECTORY_FIELDS, TrainConfig
 from vgg_ddp.flags import UsageError, flag, parse_flags
-from vgg_ddp.report import MODEL_FILE, read_config, read_metrics
-from vgg_ddp.storage import Folder, absolute
+from vgg_ddp.report import CONFIG_FILE, METRICS_FILE, MODEL_FILE, read_config, read_metrics
+from vgg_ddp.storage import Folder, absolute, is_checkpoint
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,17 @@ class Run:
     exists: bool
 
     def is_finished(self) -> bool:
+        """Whether all epochs are done, and the model is the last one's, not that of a run of fewer epochs."""
         rows = read_metrics(self.folder)
-        return self.folder.exists(MODEL_FILE) and bool(rows) and rows[-1]["epoch"] >= self.config.epochs
+        is_done = bool(rows) and rows[-1]["epoch"] >= self.config.epochs and self.folder.exists(MODEL_FILE)
+        return is_done and self.folder.changed_ns(MODEL_FILE) >= self.folder.changed_ns(METRICS_FILE)
+
+    def was_started(self) -> bool:
+        """Whether there is anything to resume."""
+        return self.folder.exists(CONFIG_FILE)
+
+    def has_checkpoint(self) -> bool:
+        return self.exists and any(map(is_checkpoint, self.folder.names()))
 
     def resume_command(self) -> str:
         """The command that goes on with this run from the same working directory."""
@@ -40,7 +50,7 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
         UsageError: if the run to resume does not exist, or was started with settings that differ from the flags'.
     """
     config = _with_absolute_paths(config)
-    name = config.resume or config.run_name or time.strftime("vgg11-%Y%m%d-%H%M%S")
+    name = config.resume or config.run_name or _new_name()
     try:
         folder = Folder.at(config.storage_path) / name
         saved = read_config(folder)
@@ -50,6 +60,8 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
         if config.resume:
             raise UsageError(f"--resume {name}: there is no run of that name in --storage-path {config.storage_path}.")
         config.check_pairs()
+        if torchrun.may_restart() and not config.run_name:
+            raise UsageError("--run-name is needed with torchrun's --max-restarts: by it, new processes find the run.")
         return Run(config.with_recipe(), name, folder, exists=False)
     started_with = TrainConfig.from_dict(saved).with_recipe()
     # The run's own settings are the defaults now: flags that are not given keep them.
@@ -68,6 +80,11 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
                 "another --run-name to start anew."
             )
     return Run(config, name, folder, exists=True)
+
+
+def _new_name() -> str:
+    """The time, and what tells runs of the same second apart."""
+    return f"{time.strftime('vgg11-%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:

@@ -7,9 +7,10 @@ costs one request to the head node, and no process waits for the message.
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import ray
 
@@ -27,6 +28,25 @@ class InterruptedRunError(Exception):
         self.exit_code = 128 + signal_number
 
 
+@contextmanager
+def interrupt_on_sigterm() -> Iterator[None]:
+    """While ray.init runs in this context, and from then on, SIGTERM raises `InterruptedRunError` in the main thread.
+
+    ray.init sets a handler of its own, which exits with the number of the signal.
+    """
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        raise InterruptedRunError(number)
+
+    try:
+        yield
+    except SystemExit as request:
+        if request.code == signal.SIGTERM:
+            interrupt(signal.SIGTERM, None)
+        raise
+    signal.signal(signal.SIGTERM, interrupt)
+
+
 class SignalWatch:
     """Remembers which of SIGINT and SIGTERM this process received; made in the main thread, after ray.init.
 
@@ -35,8 +55,14 @@ class SignalWatch:
 
     def __init__(self, *watched: signal.Signals) -> None:
         self.received: set[int] = set()
-        for number in watched:
-            signal.signal(number, self._remember)
+        self._former = {number: signal.signal(number, self._remember) for number in watched}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         self.received.add(number)
@@ -59,20 +85,21 @@ def call_interruptibly(call: Callable[[], T], stop_workers: Callable[[], object]
         except BaseException as error:
             errors.append(error)
 
-    watch = SignalWatch(signal.SIGINT, signal.SIGTERM)
     thread = threading.Thread(target=run, name="trainer", daemon=True)
-    thread.start()
     deadline = float("inf")
-    while thread.is_alive():
-        thread.join(0.1)
-        if signal.SIGINT in watch.received:
-            raise InterruptedRunError(signal.SIGINT)
-        if signal.SIGTERM in watch.received and deadline == float("inf"):
-            deadline = time.monotonic() + SECONDS_TO_SAVE
-            print("SIGTERM: saving a checkpoint, then stopping", flush=True)
-            stop_workers()
-        if time.monotonic() > deadline:
-            raise InterruptedRunError(signal.SIGTERM)
+    with SignalWatch(signal.SIGINT, signal.SIGTERM) as watch:
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.1)
+            if signal.SIGINT in watch.received:
+                raise InterruptedRunError(signal.SIGINT)
+            if signal.SIGTERM in watch.received and deadline == float("inf"):
+                deadline = time.monotonic() + SECONDS_TO_SAVE
+                print("SIGTERM: saving a checkpoint, then stopping", flush=True)
+                # It asks the cluster, which may have been ended by the same signal, and then does not answer.
+                threading.Thread(target=stop_workers, name="stop", daemon=True).start()
+            if time.monotonic() > deadline:
+                raise InterruptedRunError(signal.SIGTERM)
     if errors:
         raise errors[0]
     return results[0]

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import posixpath
+import re
 import time
 import uuid
 from collections.abc import Callable
@@ -20,6 +21,11 @@ READ_RETRY_DELAYS = (0.5, 2.0, 5.0)
 def absolute(location: str) -> str:
     """A local path made absolute, ~ resolved; a URI as it is."""
     return location if "://" in location else os.path.abspath(os.path.expanduser(location))
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a folder within that of a run holds a checkpoint, by its name: checkpoint_<step>_<id>."""
+    return bool(re.fullmatch(r"checkpoint_\d{8}_[0-9a-f]{6}", name))
 
 
 class PatientS3FileSystem(fs.S3FileSystem):  # type: ignore[misc]
@@ -76,6 +82,10 @@ class Folder:
     def exists(self, name: str = "") -> bool:
         info = self.filesystem.get_file_info((self / name if name else self).path)
         return bool(info.type != fs.FileType.NotFound)
+
+    def changed_ns(self, name: str) -> int:
+        """When a file was last changed, in nanoseconds since 1970; 0 where the storage does not tell."""
+        return self.filesystem.get_file_info((self / name).path).mtime_ns or 0
 
     def names(self) -> list[str]:
         """Names of the files and folders in this folder, sorted; empty where it does not exist."""

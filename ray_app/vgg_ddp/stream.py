@@ -15,6 +15,7 @@ from vgg_ddp.data import Source, SplitName, channel_statistics, name_classes
 from vgg_ddp.flags import UsageError
 from vgg_ddp.parquet import (
     ParquetImages,
+    agree_on_classes,
     class_names,
     decode_images,
     find_files,
@@ -91,7 +92,8 @@ def open_stream(source: Source, image_size: int) -> StreamedDataset:
         UsageError: naming the file where something is wrong.
     """
     folder, train, names = _look_at(source, "train")
-    _, test, _ = _look_at(source, "test")
+    _, test, test_names = _look_at(source, "test")
+    names = agree_on_classes({"the training split": names, "the test split": test_names}, source.location)
     highest, num_train = max(high for _, _, high in train), sum(group.rows for group, _, _ in train)
     names = source.class_names or names or name_classes(highest, num_train, source.location)
     for group, low, high in (*train, *test):
@@ -122,7 +124,8 @@ def _look_at(
             first_in_file += rows
     if not found:
         raise UsageError(f"the {split} split of {source.location} is empty: expected at least one image.")
-    return folder, found, next((names for names, _ in looks if names), None)
+    names = {name: names for name, (names, _) in zip(files, looks, strict=True)}
+    return folder, found, agree_on_classes(names, source.location)
 
 
 def _look_at_labels(parquet: ParquetImages) -> tuple[tuple[str, ...] | None, list[tuple[int, int, int]]]:

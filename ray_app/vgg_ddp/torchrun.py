@@ -8,6 +8,11 @@ def has_started_this() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def may_restart() -> bool:
+    """Whether torchrun starts its processes again if one fails."""
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+
+
 def command(script: str) -> str:
     """The command line that starts a script in as many processes again; ... stands for what several machines need."""
     options = f"--nproc-per-node={local_world_size()}" if world_size() == local_world_size() else "..."

@@ -115,8 +115,8 @@ class Recorder:
         experiment = client.get_experiment_by_name(EXPERIMENT)
         experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
         folder = str(self._run.folder)
-        found = client.search_runs([experiment_id], f"tags.{FOLDER_TAG} = '{folder}'", max_results=1)
-        if found:
+        # A new run may have the folder of one that was deleted.
+        if self._run.exists and (found := client.search_runs([experiment_id], f"tags.{FOLDER_TAG} = '{folder}'")):
             run_id: str = found[0].info.run_id
             client.update_run(run_id, "RUNNING")
             history = client.get_metric_history(run_id, "test_accuracy")

@@ -17,6 +17,7 @@ from vgg_ddp.data import Dataset
 from vgg_ddp.failures import is_consequence
 from vgg_ddp.hangs import explain, find_hung_ranks, is_timeout
 from vgg_ddp.hardware import choose_precision, processor_name
+from vgg_ddp.ingest import Inputs
 from vgg_ddp.job import Job, Outcome, Ranks
 from vgg_ddp.limits import usable_cores
 from vgg_ddp.report import write_config, write_metrics, write_model
@@ -48,6 +49,8 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
             "refused", f"the workers found different images ({'; '.join(sorted(found))}): give another --data."
         )
     run, precision, newest = from_rank_zero(lambda: _start(job, device))
+    if refusal := _refuse_start(job, inputs, precision, newest):
+        return Outcome("refused", refusal)
     ranks = Ranks(
         context.get_world_rank(),
         context.get_world_size(),
@@ -76,6 +79,16 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
     if worker.saver.failure:
         return Outcome("unsaved", worker.saver.failure, worker.progress.step)
     return outcome or Outcome("finished", step=worker.progress.step)
+
+
+def _refuse_start(job: Job, inputs: Inputs, precision: str, newest: str | None) -> str | None:
+    """Why the run cannot begin as it is told to; None if it can."""
+    config = job.config
+    if newest and config.precision not in ("auto", precision):
+        return f"--precision {config.precision}: the run computes in {precision}; leave it out to resume."
+    if config.init_from and not (newest or inputs.pretrained):
+        return f"no checkpoint of {job.config.run_name or 'the run'} is whole: start anew under another --run-name."
+    return None
 
 
 def _write_results(worker: Worker, dataset: Dataset | StreamedDataset) -> None:

@@ -32,7 +32,7 @@ def assert_refused(cwd: Path, *flags: object, expected: tuple[str, ...]) -> None
 
 
 def test_more_gpus_than_there_are(tmp_path: Path) -> None:
-    flags = ("--device", "gpu", "--num-workers", 64, "--batch-size", 64, "--data", "sample")
+    flags = ("--device", "gpu", "--num-workers", 64, "--batch-size", 128, "--data", "sample")
     assert_refused(tmp_path, *flags, expected=("--device gpu", "--num-workers 64", "--device cpu"))
 
 

@@ -201,6 +201,13 @@ def test_run_begins_with_the_weights_of_another(tiny_data: Path, undisturbed: by
     with safe_open(tmp_path / "former.safetensors", framework="pt") as file:
         for name, parameter in begun["replica"]["parameters"].items():
             torch.testing.assert_close(parameter, file.get_tensor(name), rtol=0, atol=1e-6)
+    # A resume needs neither those weights again, nor may it compute otherwise.
+    (tmp_path / "former.safetensors").unlink()
+    resumed = run_main("--resume", "second", "--epochs", 2, cwd=tmp_path)
+    assert resumed.returncode == 0 and "Resumed at step" in resumed.stdout, resumed.stderr
+    other = run_main("--resume", "second", "--epochs", 3, "--precision", "bf16", cwd=tmp_path)
+    assert other.returncode == 2, other.stdout
+    assert other.stderr == "error: --precision bf16: the run computes in fp32; leave it out to resume.\n"
     gone = run_main("--num-workers", 0, "--data", tiny_data, "--init-from", "gone", cwd=tmp_path)
     assert gone.returncode == 2 and gone.stderr.count("\n") == 1 and "gone: expected a folder" in gone.stderr
 

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 import yaml
 
-from vgg_ddp.cluster import largest_resources
+from vgg_ddp.cluster import Resources, largest_cluster, largest_share
 
 
 def test_autoscaler_brings_each_type_of_node_up_to_its_maximum(tmp_path: Path) -> None:
@@ -16,8 +17,39 @@ def test_autoscaler_brings_each_type_of_node_up_to_its_maximum(tmp_path: Path) -
     }
     file = tmp_path / "cluster.yaml"
     file.write_text(yaml.safe_dump({"cluster_name": "test", "available_node_types": node_types}))
-    assert largest_resources(file) == {"CPU": 28, "GPU": 3}
+    gpu, cpu = node_types["gpu"]["resources"], node_types["cpu"]["resources"]
+    # The file has them in the order of their names.
+    assert largest_cluster(file) == [cpu, cpu, gpu, gpu, gpu]
 
 
 def test_machine_that_is_no_head_node_promises_nothing(tmp_path: Path) -> None:
-    assert largest_resources(tmp_path / "cluster.yaml") == {}
+    assert largest_cluster(tmp_path / "cluster.yaml") == []
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "expected"),
+    [
+        ([2], 1, 1.0),
+        ([2], 2, 1.0),
+        ([2], 3, 0.6666),
+        ([2], 4, 0.5),
+        # A share of the sum, such as 0.75, would leave room for six of the eight.
+        ([2, 2, 2], 8, 0.6666),
+        ([4, 4], 9, 0.8),
+        ([1, 1], 3, 0.5),
+        ([1, 6], 7, 1.0),
+        ([1, 6], 8, 0.8571),
+        ([0, 2], 2, 1.0),
+        ([], 2, 0.0),
+    ],
+)
+def test_shares_of_cpus_fit_into_the_nodes(nodes: list[float], workers: int, expected: float) -> None:
+    resources: list[Resources] = [{"CPU": float(cpus)} for cpus in nodes]
+    assert largest_share(resources, workers, use_gpu=False) == expected
+
+
+def test_workers_with_gpus_share_the_cpus_of_the_nodes_that_have_gpus() -> None:
+    nodes: list[Resources] = [{"CPU": 64.0}, {"CPU": 2.0, "GPU": 4.0}]
+    assert largest_share(nodes, 4, use_gpu=True) == 0.5
+    assert largest_share(nodes, 2, use_gpu=True) == 1.0
+    assert largest_share(nodes, 4, use_gpu=True, part_of_cpus=0.5) == 0.25

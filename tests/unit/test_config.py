@@ -98,10 +98,30 @@ def test_uneven_batch_is_refused_with_the_nearest_even_ones(batch_size: int, num
     )
 
 
-def test_elastic_run_takes_uneven_batches_with_an_image_for_every_worker() -> None:
-    assert TrainConfig(batch_size=7, num_workers=7, min_workers=2).min_workers == 2
-    with pytest.raises(UsageError, match="--batch-size 6: expected an image or more for every worker"):
-        TrainConfig(batch_size=6, num_workers=7, min_workers=2)
+def test_elastic_run_takes_uneven_batches_with_enough_images_for_every_worker() -> None:
+    assert TrainConfig(batch_size=15, num_workers=7, min_workers=2).min_workers == 2
+    with pytest.raises(UsageError, match=r"--batch-size 13: expected 2 images or more for each of 7 worker\(s\)"):
+        TrainConfig(batch_size=13, num_workers=7, min_workers=2)
+
+
+def test_fast_recipe_needs_two_images_for_each_worker_where_the_last_maps_are_single_pixels() -> None:
+    with pytest.raises(UsageError, match=r"--batch-size 4: expected 2 images or more for each of 4 worker\(s\)"):
+        TrainConfig(batch_size=4)
+    with pytest.raises(UsageError, match=r"--batch-size 4: expected 2 images"):
+        TrainConfig(batch_size=4, image_size=64, half_size_epochs=1)
+    assert TrainConfig(batch_size=4, image_size=64).batch_size == 4
+    assert TrainConfig(batch_size=4, recipe="classic").batch_size == 4
+    assert TrainConfig(image_size=64).with_batch_size(20, 4).batch_size == 4
+    assert TrainConfig().with_batch_size(20, 4).batch_size == 8
+
+
+@pytest.mark.parametrize("name", ["data", "storage_path", "init_from"])
+def test_password_in_a_uri_is_refused_and_not_shown(name: str) -> None:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: the URI holds a password or key") as error:
+        TrainConfig(**{name: "s3://AKIA:hunter2@bucket/x"})  # type: ignore[arg-type]
+    assert "hunter2" not in str(error.value)
+    # A user alone is no secret.
+    assert TrainConfig(**{name: "hdfs://me@host:9000/x"}).to_dict()[name] == "hdfs://me@host:9000/x"  # type: ignore[arg-type]
 
 
 def test_last_epoch_sees_whole_images() -> None:

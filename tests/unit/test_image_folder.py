@@ -74,6 +74,8 @@ def test_names_that_are_no_text_are_escaped(tmp_path: Path) -> None:
         (["a/1.png"], "has no files for the test split"),
         (["train/a/1.png", "test/b/1.png"], "has the class b, which"),
         (["train/1.png", "test/1.png"], "has no folders"),
+        (["train/a/1.png", "train/a/2.png"], "has train, but not both train and test"),
+        (["test/a/1.png", "val/a/1.png"], "has test and val, but not both train and test"),
     ],
 )
 def test_folder_without_classes_or_files_is_refused(tmp_path: Path, paths: list[str], expected: str) -> None:

@@ -9,7 +9,9 @@ from vgg_ddp import ingest
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Source, find_source
 from vgg_ddp.flags import UsageError
-from vgg_ddp.ingest import choose_ingest, decoded_bytes
+from vgg_ddp.ingest import choose_ingest, decoded_bytes, load
+from vgg_ddp.runs import Run
+from vgg_ddp.storage import Folder
 
 
 def test_decoded_size_counts_both_splits(data_folder: Path) -> None:
@@ -36,3 +38,13 @@ def test_what_cannot_be_streamed_is_refused(data_folder: Path) -> None:
     with pytest.raises(UsageError, match="--ingest stream reads Parquet files only"):
         choose_ingest(TrainConfig(ingest="stream"), cifar10)
     assert choose_ingest(TrainConfig(), cifar10) == "memory"
+
+
+def test_weights_to_begin_with_are_read_unless_there_is_a_checkpoint(data_folder: Path, run: Folder) -> None:
+    config = TrainConfig(ingest="memory", init_from=str(data_folder / "gone"))
+    source = find_source(str(data_folder), "")
+    for exists in (False, True):
+        with pytest.raises(UsageError, match="gone: expected a folder of a finished run"):
+            load(Run(config, "run", run, exists), source)
+    (run / "checkpoint_00000001_abcdef").write("state.pt", b"")
+    assert load(Run(config, "run", run, exists=True), source).pretrained is None

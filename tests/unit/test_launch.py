@@ -29,7 +29,7 @@ def test_batch_may_hold_all_images_but_no_more(run: Folder) -> None:
 
 @pytest.mark.parametrize(
     ("num_train", "num_workers", "expected"),
-    [(50_000, 1, 512), (50_000, 4, 512), (50_000, 3, 510), (50_000, 600, 600), (1000, 4, 100), (45, 3, 3), (4, 4, 4)],
+    [(50_000, 1, 512), (50_000, 4, 512), (50_000, 3, 510), (50_000, 600, 1200), (1000, 4, 100), (45, 3, 6), (8, 4, 8)],
 )
 def test_batch_that_is_not_given_splits_evenly_and_leaves_ten_steps(
     run: Folder, num_train: int, num_workers: int, expected: int
@@ -45,7 +45,9 @@ def test_batch_that_is_not_given_is_the_recipes(run: Folder) -> None:
 
 def test_workers_without_an_image_each_are_refused(run: Folder) -> None:
     unset = Run(TrainConfig(num_workers=9), "run", run, exists=False)
-    with pytest.raises(UsageError, match="--batch-size 9: there are only 7 training images"):
+    with pytest.raises(
+        UsageError, match=r"9 worker\(s\) need 18 images for a batch, and there are only 7 training images"
+    ):
         with_batch_size(unset, make_dataset(7), 9)
 
 

@@ -100,6 +100,30 @@ def test_accuracy_equals_the_count_by_hand(
     assert out == expected[split] + "\n"
 
 
+@pytest.mark.parametrize(
+    ("names", "labels", "expected"),
+    [
+        (["ant", "bee"], [0, 1], "label 2 is fly in "),
+        (["bee", "ant", "fly"], [0, 1], "label 0 is ant in "),
+        (None, [0, 3], "has the label 3: the model knows 0 to 2"),
+        (None, [-1, 1], "has the label -1: the model knows 0 to 2"),
+    ],
+)
+def test_data_of_other_classes_is_refused(
+    refusal: Callable[..., str],
+    model_folder: Path,
+    tmp_path: Path,
+    make_parquet: Callable[..., Path],
+    random_pixels: Pixels,
+    names: list[str] | None,
+    labels: list[int],
+    expected: str,
+) -> None:
+    for split in ("train", "test"):
+        make_parquet(tmp_path / "data" / f"{split}.parquet", random_pixels[:2], labels, class_names=names)
+    assert expected in refusal(model_folder, "--data", tmp_path / "data")
+
+
 def test_test_time_augmentation_is_told_next_to_the_plain_accuracy(
     command: Callable[..., str],
     model_folder: Path,

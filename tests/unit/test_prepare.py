@@ -4,6 +4,7 @@ import csv
 import io
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -79,13 +80,16 @@ def test_images_of_all_kinds_become_png_or_are_named(folder: Path, tmp_path: Pat
     (odd / "nothing.jpg").write_bytes(b"")
     (odd / "text.jpg").write_text("no image")
     (odd / "cut.jpg").write_bytes((odd / "0.jpg").read_bytes()[:300])
+    # A DDS file of a kind that does not exist, for which Pillow raises no OSError.
+    (odd / "strange.dds").write_bytes(b"DDS " + struct.pack("<7I", 124, 0x1007, 4, 4, 0, 0, 0) + bytes(96))
     (odd / "link.png").symlink_to("nowhere")
     os.mkfifo(odd / "pipe.png")
     result = run(folder, tmp_path / "out", "--test-fraction", 0.01)
     assert result.returncode == 0, result.stderr
-    assert "Stored 72 images; 5 files are no images." in result.stdout
+    assert "Stored 72 images; 6 files are no images." in result.stdout
     broken = dict(list(csv.reader((tmp_path / "out" / "broken.csv").open()))[1:])
-    assert broken.keys() == {f"ant/{name}" for name in ("nothing.jpg", "text.jpg", "cut.jpg", "link.png", "pipe.png")}
+    no_images = ("nothing.jpg", "text.jpg", "cut.jpg", "strange.dds", "link.png", "pipe.png")
+    assert broken.keys() == {f"ant/{name}" for name in no_images}
     assert broken["ant/text.jpg"] == "not an image of a known format"
     stored = {}
     for file in (tmp_path / "out").glob("*.parquet"):

@@ -108,6 +108,10 @@ def test_other_files_are_refused_with_a_reason(theirs: nn.Module, tmp_path: Path
     assert "expected a file with a state dict" in refusal(save(theirs))
     (tmp_path / "text.pth").write_text("no state")
     assert "expected a file with a state dict" in refusal(tmp_path / "text.pth")
+    (tmp_path / "text.pth").write_bytes(b"eight lines")
+    assert "expected a file with a state dict" in refusal(tmp_path / "text.pth")
+    (tmp_path / "empty.pth").write_bytes(b"")
+    assert "expected a file with a state dict" in refusal(tmp_path / "empty.pth")
 
 
 def test_scales_that_are_not_positive_are_for_classic_only(theirs: nn.Module, tmp_path: Path) -> None:

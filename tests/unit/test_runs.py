@@ -64,8 +64,20 @@ def test_opening_a_run_writes_nothing(open_with: Callable[..., Run], tmp_path: P
 def test_new_run_without_a_name_is_named_by_the_time(open_with: Callable[..., Run]) -> None:
     opened = open_with()
     assert opened.name.startswith("vgg11-20")
-    # The name can be given to --resume.
+    # The name can be given to --resume, and no other run has it.
     TrainConfig(resume=opened.name)
+    assert open_with().name != opened.name
+
+
+def test_run_that_torchrun_may_start_again_needs_a_name(
+    open_with: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(UsageError, match="--run-name is needed with torchrun's --max-restarts"):
+        open_with()
+    assert open_with("--run-name", "run").name == "run"
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert open_with().name
 
 
 def test_resume_of_an_unknown_run_is_refused(open_with: Callable[..., Run], tmp_path: Path) -> None:
@@ -156,6 +168,9 @@ def test_run_is_finished_once_its_last_epoch_and_its_model_are_there(
     run.write("model.safetensors", b"")
     assert not open_with("--resume", "run").is_finished()
     write_metrics(run, make_rows(3))
+    # The model is still that of the two epochs.
+    assert not open_with("--resume", "run").is_finished()
+    run.write("model.safetensors", b"")
     assert open_with("--resume", "run").is_finished()
     assert not open_with("--resume", "run", "--epochs", 4).is_finished()
     run.delete("model.safetensors")

@@ -1,7 +1,9 @@
 """The bundled sample, and CIFAR-10 as torchvision keeps it."""
 
+import fcntl
 import hashlib
 import pickle
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import CIFAR10
 
-from vgg_ddp.data import Dataset, find_source, load_dataset
+from vgg_ddp.data import Dataset, Source, find_source, load_dataset
 from vgg_ddp.flags import UsageError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -58,6 +60,19 @@ def test_statistics_of_the_sample_equal_numpy(sample: Dataset) -> None:
     # The published statistics of all 50,000 images, times 255: the sample is drawn from them.
     np.testing.assert_allclose(sample.mean, [125.3, 123.0, 113.9], atol=2)
     np.testing.assert_allclose(sample.std, [63.0, 62.1, 66.7], atol=2)
+
+
+def test_images_that_another_process_unpacks_are_waited_for(tmp_path: Path) -> None:
+    (tmp_path / BATCHES).mkdir()
+    found: list[Source] = []
+    search = threading.Thread(target=lambda: found.append(find_source("cifar10", str(tmp_path))))
+    with (tmp_path / ".download.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        search.start()
+        search.join(0.5)
+        assert search.is_alive() and not found
+    search.join(10)
+    assert [source.kind for source in found] == ["cifar10"]
 
 
 @pytest.mark.usefixtures("no_network")

@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_store_holds_what_the_run_folder_holds(
 
     with recorded(a_run):
         write_metrics(a_run.folder, make_rows(1))
-    with recorded(a_run):
+    with recorded(replace(a_run, exists=True)):
         # The second command begins with what the first one knew.
         rows = make_rows(3)
         write_metrics(a_run.folder, rows)
@@ -129,6 +130,25 @@ def test_store_holds_what_the_run_folder_holds(
     assert model.metadata.signature is not None
     probabilities = model.predict(random_pixels)
     np.testing.assert_allclose(probabilities, expected_probabilities, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_new_run_in_the_folder_of_a_deleted_one_has_a_record_of_its_own(
+    a_run: Run, make_rows: MakeRows, tmp_path: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    # MLflow keeps the stores that it knows by their URIs.
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    for lr in (None, 0.5):
+        with recorded(replace(a_run, config=replace(a_run.config, mlflow=store, lr=lr))):
+            write_metrics(a_run.folder, make_rows(1))
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("vgg11-ddp")
+    assert experiment
+    records = client.search_runs([experiment.experiment_id])
+    assert sorted(record.data.params["lr"] for record in records) == ["0.5", "None"]
+    assert all("test_accuracy" in record.data.metrics for record in records)
 
 
 def test_server_that_is_down_is_said_and_stops_nothing(
