@@ -12,9 +12,9 @@ workers=$(python -c '
 import os, sys, yaml
 config = yaml.safe_load(open(sys.argv[1]))
 auth = config["auth"]
-for address in config["provider"].get("worker_ips", []):
+for address in config["provider"].get("worker_ips") or []:
     print(address, auth["ssh_user"], os.path.expanduser(auth.get("ssh_private_key", "~/.ssh/id_ed25519")))
-' "$1")
+' "$1" 2> /dev/null) || usage "$1: not a cluster file of local.yaml's kind"
 
 status=0
 # First the head, whose autoscaler would start Ray on the workers again.

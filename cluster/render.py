@@ -46,7 +46,7 @@ def stack_outputs(stack: str, region: str) -> dict[str, str]:
         found = boto3.client("cloudformation", region_name=region).describe_stacks(StackName=stack)["Stacks"][0]
     except (ClientError, BotoCoreError) as error:
         raise RenderError(f"--stack {stack} --region {region}: {error}") from error
-    if not found["StackStatus"].endswith(("CREATE_COMPLETE", "UPDATE_COMPLETE")):
+    if not found["StackStatus"].endswith(("CREATE_COMPLETE", "UPDATE_COMPLETE", "UPDATE_ROLLBACK_COMPLETE")):
         raise RenderError(
             f"--stack {stack}: it is {found['StackStatus']}, expected CREATE_COMPLETE or UPDATE_COMPLETE."
         )

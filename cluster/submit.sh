@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on a cluster: cluster/submit.sh CLUSTER_FILE [flags of ray_app/main.py]
-# Ships this repository as a Ray job through an SSH tunnel, shows what it prints, and ends with its exit code. The
-# cluster need not be started anew after the code has changed.
+# Ships ray_app as a Ray job through an SSH tunnel, shows what it prints, and ends with its exit code. The cluster need
+# not be started anew after the code has changed.
 set -euo pipefail
 
 usage() { echo "submit.sh: error: $1" >&2; exit 2; }
@@ -38,7 +38,10 @@ until (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do
 done
 
 address=http://127.0.0.1:$port
-ray job submit --address "$address" --submission-id "$job" --working-dir . -- python ray_app/main.py "$@" && exit 0
+# Not what else may lie in this folder: images, runs, weights.
+only_the_program='{"excludes": ["/*", "!.", "!/ray_app"]}'
+ray job submit --address "$address" --submission-id "$job" --working-dir . --runtime-env-json "$only_the_program" -- \
+  python ray_app/main.py "$@" && exit 0
 # The ray command ends with 1 however the job failed.
 if code=$(python -c '
 import sys

@@ -2,7 +2,8 @@
 
 The container is SageMaker's own PyTorch image for inference; the model archive brings `code/inference.py` along.
 
-Exit codes: 0 the endpoint answers (or is being made, with --no-wait); 1 AWS refused; 2 the input cannot be used.
+Exit codes: 0 the endpoint answers (or is being made, with --no-wait); 1 AWS refused, or
+it does not serve; 2 the input cannot be used.
 """
 
 import dataclasses
@@ -22,6 +23,19 @@ from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error
 # The newest of SageMaker's PyTorch images for inference that SDK 3.27 lists.
 IMAGE_VERSION, IMAGE_PYTHON = "2.6", "py312"
 WAIT_SECONDS, WAIT_TRIES = 30, 60
+REQUEST_MB = 25
+ENVIRONMENT = {
+    "SAGEMAKER_PROGRAM": "inference.py",
+    "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
+    # What an endpoint lets through; by themselves, the images' model servers take 6 MB. One of them reads the first.
+    "SAGEMAKER_MAX_PAYLOAD_IN_MB": str(REQUEST_MB),
+    "TS_MAX_REQUEST_SIZE": str(REQUEST_MB * 2**20),
+    "TS_MAX_RESPONSE_SIZE": str(REQUEST_MB * 2**20),
+}
+
+
+class EndpointError(Exception):
+    """An endpoint that was made and does not serve."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +98,7 @@ def requests(config: DeployConfig, region: str, model_uri: str) -> dict[str, dic
     container = {
         "Image": config.image or find_image(region, config.instance_type),
         "ModelDataUrl": model_uri,
-        "Environment": {"SAGEMAKER_PROGRAM": "inference.py", "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code"},
+        "Environment": ENVIRONMENT,
     }
     model: dict[str, Any] = {
         "ModelName": name,
@@ -134,6 +148,7 @@ def find_image(region: str, instance_type: str) -> str:
 def deploy(config: DeployConfig) -> None:
     """Make the endpoint and, if asked to, wait until it answers."""
     import boto3
+    from botocore.exceptions import WaiterError
 
     session = boto3.Session(region_name=config.region)
     if not session.region_name:
@@ -152,12 +167,20 @@ def deploy(config: DeployConfig) -> None:
     for method, request in requests(config, session.region_name, model_uri or "").items():
         getattr(sagemaker, method)(**request)
     print(f"Endpoint:  {config.endpoint}", flush=True)
+    deletion = f"aws sagemaker delete-endpoint --endpoint-name {config.endpoint}"
     if config.wait:
         waiter = sagemaker.get_waiter("endpoint_in_service")
         delay = {"Delay": WAIT_SECONDS, "MaxAttempts": WAIT_TRIES}
-        waiter.wait(EndpointName=config.endpoint, WaiterConfig=delay)
+        try:
+            waiter.wait(EndpointName=config.endpoint, WaiterConfig=delay)
+        except WaiterError:
+            described = sagemaker.describe_endpoint(EndpointName=config.endpoint)
+            reason = described.get("FailureReason", f"it is {described['EndpointStatus']}")
+            raise EndpointError(
+                f"endpoint {config.endpoint} does not serve ({reason}). Delete it: {deletion}"
+            ) from None
         print("Status:    InService")
-    print(f"Delete it: aws sagemaker delete-endpoint --endpoint-name {config.endpoint}")
+    print(f"Delete it: {deletion}")
 
 
 def main() -> int:
@@ -168,7 +191,7 @@ def main() -> int:
 
         try:
             deploy(config)
-        except (BotoCoreError, ClientError) as error:
+        except (BotoCoreError, ClientError, EndpointError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
     except UsageError as error:

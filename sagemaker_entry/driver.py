@@ -5,6 +5,7 @@ python sagemaker_entry/driver.py '{"address": ..., "hosts": [...], ...}' FLAGS O
 
 import json
 import os
+import signal
 import socket
 import sys
 import time
@@ -33,6 +34,8 @@ def gather(address: str, hosts: list[tuple[Host, str]], head: Host, deadline: fl
     import ray
 
     ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+    # Ray's own handler would exit with 15.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     while True:
         alive = [node for node in ray.nodes() if node["Alive"]]
         gpus = {node["NodeManagerAddress"]: node["Resources"].get("GPU", 0.0) for node in alive}

@@ -40,6 +40,8 @@ class Entry:
         self.join_deadline = self._started_at + JOIN_SECONDS
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.request_stop)
+        # Before the other hosts hear of this one: the driver may take its time, which they would take for its end.
+        self._gpus = 0 if cluster.is_coordinator(cluster.current) else hosts.count_gpus()
 
     def log(self, text: str) -> None:
         seconds = time.monotonic() - self._started_at
@@ -88,11 +90,10 @@ class Entry:
     def start_ray(self, node_address: str, *flags: str) -> Child:
         """Start this host's part of Ray; `ray start --block` ends when one of Ray's processes does."""
         coordinator = self.cluster.is_coordinator(self.cluster.current)
-        gpus = 0 if coordinator else hosts.count_gpus()
         store = hosts.object_store_flags(hosts.free_shm_bytes(), hosts.memory_bytes())
         command = ["ray", "start", "--block", "--disable-usage-stats", f"--node-ip-address={node_address}", *flags]
-        command += [f"--num-gpus={gpus}", *store, *(["--num-cpus=0"] if coordinator else [])]
-        self.log(f"starting Ray on {node_address} with {gpus} GPUs and {' '.join(store)}")
+        command += [f"--num-gpus={self._gpus}", *store, *(["--num-cpus=0"] if coordinator else [])]
+        self.log(f"starting Ray on {node_address} with {self._gpus} GPUs and {' '.join(store)}")
         return self.processes.start(command, self.environment, quiet=True)
 
 

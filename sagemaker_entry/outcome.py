@@ -20,7 +20,7 @@ STOPPED = 143
 
 # SageMaker shows this much of the failure file as the job's failure reason.
 FAILURE_CHARACTERS = 1024
-_SECRET_NAME = re.compile(r"SECRET|PASSWORD|TOKEN|CREDENTIAL|API_?KEY|ACCESS_KEY", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"SECRET|PASSW|PASSPHRASE|_PWD|TOKEN|CREDENTIAL|(API|ACCESS|PRIVATE)_?KEY", re.IGNORECASE)
 _SHORTEST_SECRET = 6
 
 
@@ -47,7 +47,9 @@ class Redactor:
         self._secrets: set[str] = set()
         for name, value in environment.items():
             if _SECRET_NAME.search(name):
-                self.add(value)
+                # What is hidden is looked for line by line.
+                for line in value.splitlines():
+                    self.add(line)
 
     def add(self, secret: str) -> None:
         """Hide one more text from now on; very short ones would hide ordinary words, too."""
@@ -62,7 +64,8 @@ class Redactor:
 
 def judge_driver(code: int, lines: Sequence[str], stop_requested: bool) -> Verdict:
     """The verdict on the driver's exit code and the last lines that it printed."""
-    if stop_requested and code in (STOPPED, -signal.SIGTERM):
+    # The last is how Ray itself ends a program on SIGTERM.
+    if stop_requested and code in (STOPPED, -signal.SIGTERM, signal.SIGTERM):
         return Verdict(STOPPED, "stopped by SIGTERM; the job goes on from its newest checkpoint when it is run again")
     if code < 0:
         name = signal.Signals(-code).name

@@ -15,12 +15,18 @@ from sagemaker.core.utils.exceptions import SageMakerCoreError
 from settings import JobConfig, check_role
 from vgg_ddp.flags import UsageError
 
-# What AWS, the way to it, or the job itself may answer: each is one clear line.
-ERRORS: tuple[type[Exception], ...] = (Boto3Error, BotoCoreError, ClientError, SageMakerCoreError)
 # Calls of the SDK that a dry run ends at, with the request as it would go over the wire.
 FINAL_CALLS = ("CreateTrainingJob", "CreateHyperParameterTuningJob", "CreateEndpoint")
 # What the SDK reads from the answers to the calls before that.
 ANSWER: dict[str, Any] = {"Buckets": [], "UploadId": "dry-run", "ETag": "dry-run"}
+
+
+class NotCompletedError(Exception):
+    """A job that ended before its work was done."""
+
+
+# What AWS, the way to it, or the job itself may answer: each is one clear line.
+ERRORS: tuple[type[Exception], ...] = (Boto3Error, BotoCoreError, ClientError, SageMakerCoreError, NotCompletedError)
 
 
 class DryRunError(Exception):

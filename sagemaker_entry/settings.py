@@ -62,7 +62,8 @@ class JobConfig(TrainConfig):
     encrypt_traffic: bool = False
     """Encrypt what the machines send each other."""
     kms_key: str | None = None
-    """KMS key for all that the job stores on S3."""
+    """KMS key for model.tar.gz, output.tar.gz, source code and uploaded data on S3. Checkpoints take the bucket's
+    default."""
     volume_kms_key: str | None = None
     """KMS key for the machines' disks."""
     tags: tuple[str, ...] = ()
@@ -105,7 +106,15 @@ class JobConfig(TrainConfig):
         self._expect("max_wait_seconds", wait is None or (self.spot and wait >= self.max_run_seconds),
                      "--spot, and at least --max-run-seconds")  # fmt: skip
         self._expect("subnets", bool(self.subnets) == bool(self.security_groups), "--security-groups next to it")
-        self._expect("tags", all("=" in tag for tag in self.tags), "KEY=VALUE")
+        self._expect("tags", all(tag.find("=") > 0 for tag in self.tags), "KEY=VALUE")
+        self._expect("keep_alive_seconds", (self.keep_alive_seconds or 0) >= 0, "zero or a positive number")
+        self._expect("image", self.image != "", "the URI of an image")
+        bucket = self.bucket
+        self._expect("bucket", bucket is None or bool(re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket)),
+                     "the name of a bucket, without s3://")  # fmt: skip
+        is_uri = self.has_own_data and "://" in self.data
+        self._expect("data", not is_uri or bool(re.fullmatch(r"s3://[^/]+/.+", self.data)),
+                     "a local folder, or s3://BUCKET/PREFIX")  # fmt: skip
         uri = self.checkpoint_uri
         self._expect("checkpoint_uri", uri is None or bool(re.fullmatch(r"s3://[^/]+/.+", uri)), "s3://BUCKET/PREFIX")
         self._expect("resume", not self.resume or bool(uri), "the --checkpoint-uri of that job next to it")
@@ -126,16 +135,31 @@ class JobConfig(TrainConfig):
         for search in self.tune:
             name, _, values = search.partition("=")
             known = name.replace("-", "_") in names
-            numbers = re.fullmatch(r"[-+.\deE]+:[-+.\deE]+", values)
-            if not known or not (numbers or "," in values):
+            if not known or not ("," in values or _is_range(values)):
                 raise UsageError(
                     f"--tune {search}: expected a flag of main.py with LOW:HIGH or choices, as in lr=0.05:0.4."
                 )
+        # SageMaker's newest images are not known to bring it.
+        self._expect("tune", bool(self.image), "--image with SageMaker's training toolkit next to it")
+
+    def check_workers(self) -> None:
+        """Check what depends on the number of workers, if it was given: else the job's GPUs decide."""
+        if self.num_workers != TrainConfig.num_workers:
+            super().check_workers()
 
     @property
     def has_own_data(self) -> bool:
         """Whether --data is a folder or URI, and so becomes a channel."""
         return self.data not in DATA_NAMES
+
+
+def _is_range(values: str) -> bool:
+    """Whether a text is LOW:HIGH."""
+    low, _, high = values.partition(":")
+    try:
+        return float(low) < float(high)
+    except ValueError:
+        return False
 
 
 def check_role(given: str) -> str:

@@ -1,7 +1,7 @@
 """Submit a training or tuning job: python sagemaker_entry/submit.py --role ARN --instance-type ml.g5.12xlarge ...
 
-Exit codes: 0 the job is completed (or submitted, with --no-wait); 1 it failed, or AWS refused it; 2 the input cannot be
-used; 130 after Ctrl-C, and the job goes on.
+Exit codes: 0 the job is completed (or submitted, with --no-wait); 1 it failed or was stopped, or AWS refused it; 2 the
+input cannot be used; 130 after Ctrl-C, and the job goes on.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "ray_app"))
 
 from hosts import COORDINATOR_GROUP
-from job import DATA_CHANNEL, encode
+from job import encode
 from settings import PROGRAM, JobConfig, check_role, hyperparameters
 from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error
 
@@ -166,7 +166,8 @@ def check_data(config: JobConfig) -> None:
 
 def submit(config: JobConfig, arguments: list[str]) -> None:
     """Submit the job and, if asked to, wait for its end."""
-    from session import open_session
+    from channels import create_channel
+    from session import NotCompletedError, open_session
     from staging import stage
 
     check_data(config)
@@ -183,20 +184,18 @@ def submit(config: JobConfig, arguments: list[str]) -> None:
             return
         data = []
         if config.has_own_data:
-            data = [trainer.create_input_data_channel(DATA_CHANNEL, config.data, key_prefix=data_prefix(config))]
+            data = [create_channel(trainer, config)]
         trainer.train(input_data_config=data, wait=False, logs=False)
     job = trainer._latest_training_job
     print(f"Job:       {job.training_job_name}", flush=True)
     if config.wait:
         job.wait(logs=True)
         job.refresh()
-        print(f"Status:    {job.training_job_status}")
+        print(f"Status:    {job.training_job_status}", flush=True)
+        if job.training_job_status != "Completed":
+            # The SDK raises an error of its own for a job that failed, and none for one that was stopped.
+            raise NotCompletedError(f"the job ended before it was completed: {job.secondary_status}.")
         print(f"Model:     {job.model_artifacts.s3_model_artifacts}")
-
-
-def data_prefix(config: JobConfig) -> str:
-    """Where local data is uploaded to."""
-    return f"{config.job_prefix}/data/{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
 
 
 def main() -> int:

@@ -7,7 +7,8 @@ find the script in the hyperparameter sagemaker_program, which the SDK sets, and
 import re
 from typing import TYPE_CHECKING, Any
 
-from job import DATA_CHANNEL
+from channels import create_channel
+from session import NotCompletedError
 from settings import JobConfig
 
 if TYPE_CHECKING:
@@ -49,9 +50,16 @@ def tune(config: JobConfig, trainer: "ModelTrainer", metrics: dict[str, str], ob
     )
     inputs = None
     if config.has_own_data:
-        inputs = [trainer.create_input_data_channel(DATA_CHANNEL, config.data)]
+        inputs = [create_channel(trainer, config)]
     tuner.tune(inputs=inputs, wait=False)
     print(f"Tuning:    {tuner.latest_tuning_job.hyper_parameter_tuning_job_name}", flush=True)
     if config.wait:
         tuner.wait()
-        print(f"Best job:  {tuner.best_training_job()}")
+        search = tuner.latest_tuning_job.refresh()
+        print(f"Status:    {search.hyper_parameter_tuning_job_status}")
+        if search.best_training_job:
+            print(f"Best job:  {search.best_training_job.training_job_name}", flush=True)
+        if search.hyper_parameter_tuning_job_status != "Completed":
+            raise NotCompletedError("the search ended before it was completed.")
+        if not search.best_training_job:
+            raise NotCompletedError("none of the search's jobs reported a test accuracy.")

@@ -14,11 +14,13 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from outcome import Verdict
+from outcome import FAILURE_CHARACTERS, Verdict
 
 PORT = 6380
 SECONDS_TO_ANSWER = 5.0
-LINE_BYTES = 16_384
+LINE_BYTES = 65_536
+# More of a reason than is shown in the end, and few enough for a line, however JSON escapes them.
+CHARACTERS = 2 * FAILURE_CHARACTERS
 
 
 @dataclass
@@ -67,7 +69,7 @@ class VerdictServer:
         verdict = self._verdict
         sighting = Sighting(time.monotonic(), request["stopping"], request["failure"], verdict is not None)
         self.seen[request["host"]] = sighting
-        outcome = {"code": verdict.code, "reason": verdict.reason} if verdict else None
+        outcome = {"code": verdict.code, "reason": verdict.reason[:CHARACTERS]} if verdict else None
         return {"nonce": request["nonce"], "verdict": outcome}
 
     def silent(self, limit_seconds: float) -> dict[str, float]:
@@ -98,7 +100,7 @@ def ask(address: str, token: str, host: str, stopping: bool, failure: str, port:
         OSError: if the head does not answer, or somebody else does.
     """
     nonce = secrets.token_hex(16)
-    request = {"host": host, "nonce": nonce, "stopping": stopping, "failure": failure}
+    request = {"host": host, "nonce": nonce, "stopping": stopping, "failure": failure[:CHARACTERS]}
     with socket.create_connection((address, port), SECONDS_TO_ANSWER) as connection:
         connection.sendall(_seal(token, request))
         with connection.makefile("rb") as stream:

@@ -6,6 +6,7 @@ Pillow, which these containers have, and nothing from a package index.
 
 import io
 import json
+import tokenize
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -26,6 +27,11 @@ MOST_BYTES = 25 * 2**20
 MOST_IMAGES = 1000
 MOST_PIXELS = 4096 * 4096
 BATCH = 100
+# What the decoders raise for a body that is not as it should be.
+DAMAGE = (
+    *(ValueError, OSError, SyntaxError, TypeError, KeyError, RecursionError),
+    *(tokenize.TokenError, Image.DecompressionBombError),
+)
 DTYPES = {"F32": torch.float32, "I64": torch.int64}
 Pixels = npt.NDArray[np.uint8]
 
@@ -73,7 +79,7 @@ def bad_request(status: HTTPStatus, message: str) -> BaseInferenceToolkitError:
     return BaseInferenceToolkitError(status.value, message, status.phrase)
 
 
-def input_fn(body: bytes | str, content_type: str) -> list[Pixels]:
+def input_fn(body: bytes | str, content_type: str | None) -> list[Pixels]:
     """Images, each uint8 (H, W, 3), from PNG, JPEG, npy or JSON.
 
     Raises:
@@ -81,14 +87,14 @@ def input_fn(body: bytes | str, content_type: str) -> list[Pixels]:
     """
     if len(body) > MOST_BYTES:
         raise bad_request(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{len(body)} bytes: expected at most {MOST_BYTES}")
-    kind = content_type.split(";")[0].strip().lower()
+    kind = (content_type or "").split(";")[0].strip().lower()
     decode = DECODERS.get(kind)
     if decode is None:
         expected = ", ".join(DECODERS)
         raise bad_request(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"content type {kind}: expected one of {expected}")
     try:
         return decode(body)
-    except (ValueError, OSError, SyntaxError, TypeError, KeyError, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
         raise bad_request(HTTPStatus.BAD_REQUEST, f"this is no {kind} as expected: {error}") from None
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from PIL import Image
 
 from command import SAMPLE, wait_until
 from container import SYSTEM_PATH, Container, Network, images_environment, make_container
+from deploy import ENVIRONMENT
 from job_checks import OneHost
 from vgg_ddp.images import decode_image
 from vgg_ddp.inference import load_classifier
@@ -42,10 +44,8 @@ def served(one_host: OneHost, net: Network, tmp_path_factory: pytest.TempPathFac
     host = make_container("serve", tmp_path_factory.mktemp("serve") / "host", net)
     (host.root / "hosts").write_text(f"127.0.0.1 localhost\n{host.address} serve\n")
     shutil.copytree(one_host.second.ml / "model", host.ml / "model", dirs_exist_ok=True)
-    environment = {
+    environment = ENVIRONMENT | {
         "PATH": f"{python.parent}:{SYSTEM_PATH}",
-        "SAGEMAKER_PROGRAM": "inference.py",
-        "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
         "SAGEMAKER_MODEL_SERVER_WORKERS": "1",
         "LOG_LOCATION": "/tmp/logs",
         "METRICS_LOCATION": "/tmp/logs",
@@ -157,6 +157,13 @@ BAD = {
     "pickle": (npy(np.array([{}], dtype=object)), "application/x-npy", 400, "expected uint8"),
     "grey": (npy(np.zeros((4, 4, 1), np.uint8)), "application/x-npy", 400, "expected (H, W, 3)"),
     "no JSON": (b"{", "application/json", 400, "this is no application/json"),
+    "damaged header": (
+        b"\x93NUMPY\x01\x00\x12\x00{'descr': '|u1', (\n",
+        "application/x-npy",
+        400,
+        "this is no application",
+    ),
+    "nested": (b"[" * 100_000, "application/json", 400, "this is no application/json"),
     "no instances": (b"{}", "application/json", 400, "this is no application/json"),
     "bright": (b'{"instances": [[[[1, 2, 256]]]]}', "application/json", 400, "0 to 255"),
     "ragged": (b'{"instances": [[[[1, 2]], [[1, 2, 3]]]]}', "application/json", 400, "this is no application/json"),
@@ -170,6 +177,18 @@ def test_bad_input_is_the_clients_fault_and_is_explained(case: str, served: Cont
     answer = invoke(served, body, content_type)
     assert answer.status == status, answer
     assert text in answer.body.splitlines()[0], answer
+
+
+def test_request_without_a_content_type_is_explained(served: Container, encoded_images: list[bytes]) -> None:
+    with socket.create_connection((served.address, 8080), 60) as connection:
+        request = f"POST /invocations HTTP/1.1\r\nHost: serve\r\nContent-Length: {len(encoded_images[0])}\r\n\r\n"
+        connection.sendall(request.encode() + encoded_images[0])
+        assert connection.recv(1000).startswith(b"HTTP/1.1 415 ")
+
+
+def test_thousand_images_of_12_mb_are_answered(served: Container) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (1000, 64, 64, 3), dtype=np.uint8)
+    assert len(rows(invoke(served, npy(images), "application/x-npy"))) == 1000
 
 
 def test_unknown_answer_format_is_refused(served: Container, encoded_images: list[bytes]) -> None:

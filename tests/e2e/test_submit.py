@@ -93,7 +93,7 @@ def test_several_machines_with_coordinator_network_and_keys(tmp_path: Path) -> N
     assert request["VpcConfig"] == {"Subnets": ["subnet-1", "subnet-2"], "SecurityGroupIds": ["sg-1"]}
     assert request["EnableInterContainerTrafficEncryption"] is True
     assert request["OutputDataConfig"]["KmsKeyId"] == "alias/results"
-    assert channel_uris(request)["training"] == "s3://images/cats"
+    assert channel_uris(request)["training"] == "s3://images/cats/"
     assert request["HyperParameters"] == {
         "compile": "false",
         "num-workers": "32",
@@ -105,6 +105,7 @@ def test_several_machines_with_coordinator_network_and_keys(tmp_path: Path) -> N
 
 def test_tuning_request(tmp_path: Path) -> None:
     flags = ["--tune", "lr=0.05:0.4", "weight-decay=0.0001:0.01", "batch-size=64,128", "--max-jobs", 6, "--epochs", 3]
+    flags += ["--image", "mine"]
     request = dry_run(tmp_path, *flags, operation="CreateHyperParameterTuningJob")
     config, definition = request["HyperParameterTuningJobConfig"], request["TrainingJobDefinition"]
     assert config["HyperParameterTuningJobObjective"] == {"Type": "Maximize", "MetricName": "test_accuracy"}

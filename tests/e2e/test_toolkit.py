@@ -25,7 +25,7 @@ def test_tuners_job_trains_with_the_values_that_it_was_given(
     if missing:
         pytest.skip(missing)
     flags = ["--role", ROLE, "--bucket", BUCKET, "--instance-type", "ml.c5.xlarge", "--no-wait", "--epochs", "1"]
-    flags += ["--data", "s3://bucket/tiny", "--tune", "lr=0.05:0.4", "batch-size=24,48"]
+    flags += ["--data", "s3://bucket/tiny", "--tune", "lr=0.05:0.4", "batch-size=24,48", "--image", "mine"]
     environment = os.environ | sdk_environment | {"AWS_ENDPOINT_URL": aws}
     command = [sys.executable, str(SUBMIT), *flags]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)

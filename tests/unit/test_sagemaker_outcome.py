@@ -55,6 +55,7 @@ def test_exit_codes_of_the_driver_are_judged() -> None:
     assert judge_driver(1, OUTPUT, False).code == TRAINING_FAILED
     assert judge_driver(143, [], True).code == STOPPED
     assert judge_driver(-signal.SIGTERM, [], True).code == STOPPED
+    assert judge_driver(signal.SIGTERM, [], True).code == STOPPED
     killed = judge_driver(-signal.SIGKILL, ["last words"], False)
     assert killed.code == DRIVER_KILLED
     assert "SIGKILL" in killed.reason and "last words" in killed.reason

@@ -2,10 +2,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Self
 
 import pytest
 
 import outcome
+import submit
 from command import ROOT
 from settings import JobConfig, hyperparameters
 from submit import METRICS, describe
@@ -14,6 +17,7 @@ from vgg_ddp.flags import UsageError, parse_flags
 from vgg_ddp.report import Row, format_row
 
 ROLE = "arn:aws:iam::123456789012:role/training"
+TUNE = ("--image", "mine", "--tune", "lr=0.1:0.2")
 
 
 def config_of(*flags: str) -> JobConfig:
@@ -50,13 +54,84 @@ def test_cost_is_told() -> None:
     assert text == "3 x ml.g5.xlarge, at most 1.5 h on spot instances, waiting included at most 3 h"
     text = describe(config_of("--coordinator-instance-type", "ml.m5.large", "--keep-alive-seconds", "600"))
     assert text == "1 x ml.m5.large + 1 x ml.g5.xlarge, at most 4 h, then kept (and paid) for up to 600 s more"
-    assert describe(config_of("--tune", "lr=0.1:0.2")).startswith("10 jobs, 2 at a time, each 1 x ml.g5.xlarge")
+    assert describe(config_of(*TUNE)).startswith("10 jobs, 2 at a time, each 1 x ml.g5.xlarge")
 
 
 @pytest.mark.parametrize("flag", [["--keep-alive-seconds", "60"], ["--encrypt-traffic"], ["--volume-kms-key", "k"]])
 def test_what_the_tuner_would_drop_is_refused(flag: list[str]) -> None:
     with pytest.raises(UsageError, match="--tune"):
-        config_of("--tune", "lr=0.1:0.2", *flag)
+        config_of(*TUNE, *flag)
+
+
+@pytest.mark.parametrize("search", ["lr=1-2:3", "lr=0.2:0.1", "lr=:1", "lr=1:2:3", "lr=nan:1", "speed=1:2"])
+def test_search_without_a_range_is_refused(search: str) -> None:
+    with pytest.raises(UsageError, match=f"--tune {search}: expected a flag of main.py with LOW:HIGH or choices"):
+        config_of("--image", "mine", "--tune", search)
+
+
+def test_search_needs_an_image_of_ones_own() -> None:
+    with pytest.raises(UsageError, match="expected --image with SageMaker's training toolkit next to it"):
+        config_of("--tune", "lr=0.1:0.2")
+
+
+def test_workers_are_not_checked_before_their_number_is_known() -> None:
+    assert config_of("--min-workers", "8").min_workers == 8
+    assert config_of("--batch-size", "50").batch_size == 50
+    with pytest.raises(UsageError, match="--batch-size 50 cannot be split evenly over 3 workers"):
+        config_of("--batch-size", "50", "--num-workers", "3")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--tags", "=x"),
+        ("--tags", "x"),
+        ("--keep-alive-seconds", "-5"),
+        ("--data", "file:///data"),
+        ("--data", "s3:///data"),
+        ("--data", "s3://bucket"),
+        ("--bucket", "s3://mine"),
+        ("--bucket", "Mine_1"),
+        ("--image", ""),
+    ],
+)
+def test_what_aws_would_refuse_is_refused_before(flags: tuple[str, str]) -> None:
+    with pytest.raises(UsageError, match=f"{flags[0]} .*expected "):
+        config_of(*flags)
+
+
+class EndedJob:
+    """What the SDK tells of a job that came to this end."""
+
+    training_job_name, model_artifacts = "job", SimpleNamespace(s3_model_artifacts="s3://bucket/model.tar.gz")
+
+    def __init__(self, status: str, secondary_status: str) -> None:
+        self.training_job_status, self.secondary_status = status, secondary_status
+
+    def wait(self, logs: bool) -> None:
+        assert logs
+
+    def refresh(self) -> Self:
+        return self
+
+
+@pytest.mark.parametrize(("status", "why", "code"), [("Completed", "", 0), ("Stopped", "MaxRuntimeExceeded", 1)])
+def test_job_that_was_stopped_is_no_success(
+    status: str, why: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = SimpleNamespace(s3_uri="s3://bucket/checkpoints")
+    trainer = SimpleNamespace(
+        training_image="mine",
+        checkpoint_config=checkpoints,
+        train=lambda **_: None,
+        _latest_training_job=EndedJob(status, why),
+    )
+    monkeypatch.setattr(submit, "build_trainer", lambda *_: trainer)
+    monkeypatch.setattr(sys, "argv", ["submit.py", "--role", ROLE, "--region", "us-east-1", "--bucket", "mine"])
+    assert submit.main() == code
+    printed = capsys.readouterr()
+    assert f"Status:    {status}" in printed.out
+    assert printed.err == (f"error: the job ended before it was completed: {why}.\n" if code else "")
 
 
 def test_ranges_keep_whole_numbers_whole_and_choose_the_scale() -> None:

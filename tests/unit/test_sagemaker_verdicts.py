@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from outcome import Verdict
+from outcome import FAILURE_CHARACTERS, Verdict
 from verdicts import VerdictServer, ask
 
 TOKEN = "a" * 64
@@ -28,6 +28,16 @@ def test_host_hears_nothing_then_the_verdict(server: VerdictServer) -> None:
     assert server.publish(Verdict(1, "boom"), {"algo-2"}, seconds=0) == {"algo-2"}
     assert ask_server(server) == Verdict(1, "boom")
     assert server.publish(Verdict(1, "boom"), {"algo-2"}, seconds=0) == set()
+
+
+def test_long_reasons_arrive_in_part(server: VerdictServer) -> None:
+    reason = 'a "quoted" \\ line of Ärger\n' * 2000
+    ask_server(server, failure=reason)
+    assert reason.startswith(server.seen["algo-2"].failure) and len(server.seen["algo-2"].failure) > FAILURE_CHARACTERS
+    server.publish(Verdict(1, reason), {"algo-2"}, seconds=0)
+    verdict = ask_server(server)
+    assert verdict and verdict.code == 1
+    assert reason.startswith(verdict.reason) and len(verdict.reason) > FAILURE_CHARACTERS
 
 
 def test_head_learns_how_the_others_are(server: VerdictServer) -> None:
