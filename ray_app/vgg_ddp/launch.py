@@ -17,7 +17,7 @@ from vgg_ddp.flags import UsageError
 from vgg_ddp.follower import Follower
 from vgg_ddp.ingest import Inputs, choose_ingest, load
 from vgg_ddp.report import CURVES_FILE, Row, format_summary, read_metrics, write_curves
-from vgg_ddp.runs import Run, open_run, require_writable
+from vgg_ddp.runs import Run, claimed, open_run, require_writable
 from vgg_ddp.storage import Folder
 from vgg_ddp.stream import StreamedDataset
 from vgg_ddp.tracking import recorded, require_mlflow
@@ -57,12 +57,13 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
     run = replace(run, config=replace(run.config, ingest=ingest))
     require_mlflow(run.config.mlflow)
     require_writable(run)
-    # Decoding takes about as long as Ray and torch take to start: both at once.
-    loading = _in_background(lambda: load(run, source))
-    if run.config.num_workers == 0:
-        return _train_in_this_process(run, loading, phases)
-    address = ray_environment.prepare(run.config.address, ingest == "stream")
-    return _train_on_ray(run, address, loading, phases)
+    with claimed(run):
+        # Decoding takes about as long as Ray and torch take to start: both at once.
+        loading = _in_background(lambda: load(run, source))
+        if run.config.num_workers == 0:
+            return _train_in_this_process(run, loading, phases)
+        address = ray_environment.prepare(run.config.address, ingest == "stream")
+        return _train_on_ray(run, address, loading, phases)
 
 
 def _in_background(call: Callable[[], T]) -> "Future[T]":

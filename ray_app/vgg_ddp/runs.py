@@ -1,9 +1,12 @@
 """Which run folder a command means: a new one, or one to go on with."""
 
+import fcntl
+import os
 import secrets
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from vgg_ddp import torchrun
@@ -114,3 +117,33 @@ def require_writable(run: Run) -> None:
         root.delete(marker)
     except OSError as error:
         raise UsageError(f"--storage-path {run.config.storage_path} cannot be written: {error}") from error
+
+
+@contextmanager
+def claimed(run: Run) -> Iterator[None]:
+    """Keep other commands from going on with the same run meanwhile, where its folder lies on a disk.
+
+    Raises:
+        UsageError: if another command does it already.
+    """
+    root = Folder.at(run.config.storage_path)
+    if not (root.is_local and torchrun.is_rank_zero()):
+        yield
+        return
+    path = (root / f".running-{run.name}").path
+    with open(path, "w") as lock:
+        try:
+            # Let go of when this process ends, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Any other error: a file system without locks.
+            if isinstance(error, BlockingIOError):
+                raise UsageError(
+                    f"run {run.name} in --storage-path {root} is under way: wait for its end, or give another "
+                    "--run-name."
+                ) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.unlink(path)

@@ -1,14 +1,17 @@
 """Which run a command means, and which of its settings may change."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from command import ROOT
 from vgg_ddp.config import PROGRAM, TRAJECTORY_FIELDS, TrainConfig
 from vgg_ddp.flags import UsageError, flag, parse_flags
 from vgg_ddp.report import Row, write_config, write_metrics
-from vgg_ddp.runs import Run, open_run, require_writable
+from vgg_ddp.runs import Run, claimed, open_run, require_writable
 from vgg_ddp.storage import Folder
 
 MakeRows = Callable[[int], list[Row]]
@@ -215,6 +218,34 @@ def test_resume_command_leaves_out_the_default_storage(run: Folder) -> None:
 
 def test_writable_storage_is_made_and_left_empty(open_with: Callable[..., Run], tmp_path: Path) -> None:
     require_writable(open_with("--run-name", "run"))
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+# Claims a run, says so, and waits to be killed.
+CLAIM = """
+import sys, time
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.runs import claimed, open_run
+config = TrainConfig(run_name="run", storage_path=sys.argv[1])
+with claimed(open_run(config, [])):
+    print("claimed", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_run_that_is_under_way_cannot_be_started_again(open_with: Callable[..., Run], tmp_path: Path) -> None:
+    run = open_with("--run-name", "run")
+    require_writable(run)
+    command = [sys.executable, "-c", CLAIM, str(tmp_path / "runs")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT / "ray_app") as other:
+        assert other.stdout and other.stdout.readline() == "claimed\n"
+        with pytest.raises(UsageError, match=r"run run in --storage-path .* is under way"), claimed(run):
+            pass
+        with claimed(open_with("--run-name", "another")):
+            pass
+        other.kill()
+    with claimed(run):
+        assert (tmp_path / "runs" / ".running-run").exists()
     assert list((tmp_path / "runs").iterdir()) == []
 
 
