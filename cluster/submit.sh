@@ -19,9 +19,10 @@ export RAY_AUTH_MODE=token
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 job=vgg-$(date +%Y%m%d-%H%M%S)-$$
 tunnel_log=$(mktemp)
+shipped=$(mktemp -d)
 setsid ray dashboard "$cluster_file" --port "$port" > "$tunnel_log" 2>&1 < /dev/null &
 tunnel=$!
-trap 'kill -- -$tunnel 2> /dev/null || true; rm -f "$tunnel_log"' EXIT
+trap 'kill -- -$tunnel 2> /dev/null || true; rm -rf "$tunnel_log" "$shipped"' EXIT
 how_to_go_on() {
   echo "To see its output: ray exec $cluster_file 'ray job logs --follow $job'" >&2
   echo "To end it: ray exec $cluster_file 'ray job stop $job'" >&2
@@ -39,8 +40,8 @@ done
 
 address=http://127.0.0.1:$port
 # Not what else may lie in this folder: images, runs, weights.
-only_the_program='{"excludes": ["/*", "!.", "!/ray_app"]}'
-ray job submit --address "$address" --submission-id "$job" --working-dir . --runtime-env-json "$only_the_program" -- \
+cp -r ray_app "$shipped"
+ray job submit --address "$address" --submission-id "$job" --working-dir "$shipped" -- \
   python ray_app/main.py "$@" && exit 0
 # The ray command ends with 1 however the job failed.
 if code=$(python -c '
