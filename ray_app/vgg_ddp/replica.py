@@ -18,7 +18,7 @@ from vgg_ddp.model import VGG11
 from vgg_ddp.optim import Optimizers
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-# torch renamed the argument in 2.15 and warns of the old name.
+# torch 2.13 renamed the argument, and warns of the old name.
 SYNC_BUFFERS = next(
     name
     for name in ("forward_sync_buffers", "broadcast_buffers")
