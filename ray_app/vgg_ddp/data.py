@@ -157,7 +157,7 @@ def load_dataset(source: Source, image_size: int) -> Dataset:
     """
     train, names = load_split(source, "train", image_size)
     test, test_names = load_split(source, "test", image_size)
-    agree_on_classes({"the training split": names, "the test split": test_names}, source.location)
+    names = agree_on_classes({"the training split": names, "the test split": test_names}, source.location)
     names = names or name_classes(int(train.labels.max()), len(train), source.location)
     for split_name, split in (("train", train), ("test", test)):
         bad = np.flatnonzero((split.labels < 0) | (split.labels >= len(names)))

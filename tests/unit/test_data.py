@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from vgg_ddp.data import Source, find_source, load_dataset, load_split
+from vgg_ddp.data import Dataset, Source, find_source, load_dataset, load_split
 from vgg_ddp.flags import UsageError
 from vgg_ddp.images import decode_image
-from vgg_ddp.stream import open_stream
+from vgg_ddp.stream import StreamedDataset, open_stream
 
 Pixels = npt.NDArray[np.uint8]
 MakeParquet = Callable[..., Path]
@@ -107,15 +107,21 @@ def test_class_names_come_from_hugging_face_metadata(
 
 @pytest.mark.parametrize("read", [load_dataset, open_stream])
 def test_splits_with_other_classes_are_refused(
-    tmp_path: Path, make_parquet: Callable[..., Path], random_pixels: Pixels, read: Callable[[Source, int], object]
+    tmp_path: Path,
+    make_parquet: Callable[..., Path],
+    random_pixels: Pixels,
+    read: Callable[[Source, int], Dataset | StreamedDataset],
 ) -> None:
     for split, names in (("train", ["ant", "bee"]), ("test", ["bee", "ant"])):
         make_parquet(tmp_path / f"{split}.parquet", random_pixels[:2], [0, 1], class_names=names)
     with pytest.raises(UsageError, match="label 0 is ant in the training split, and bee in the test split"):
         read(find_source(str(tmp_path), "unused"), 32)
     # Where only one of them has names, these count.
-    make_parquet(tmp_path / "test.parquet", random_pixels[:2], [0, 1])
-    read(find_source(str(tmp_path), "unused"), 32)
+    for named, nameless in (("train", "test"), ("test", "train")):
+        make_parquet(tmp_path / f"{named}.parquet", random_pixels[:2], [0, 1], class_names=["ant", "bee"])
+        make_parquet(tmp_path / f"{nameless}.parquet", random_pixels[:2], [0, 1])
+        assert read(find_source(str(tmp_path), "unused"), 32).class_names == ("ant", "bee")
+    make_parquet(tmp_path / "train.parquet", random_pixels[:2], [0, 1], class_names=["ant", "bee"])
     make_parquet(tmp_path / "train-2.parquet", random_pixels[:2], [0, 1], class_names=["ant", "fly"])
     with pytest.raises(UsageError, match=r"label 1 is fly in train-2.parquet, and bee in train.parquet"):
         read(find_source(str(tmp_path), "unused"), 32)
