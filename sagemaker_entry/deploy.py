@@ -2,8 +2,8 @@
 
 The container is SageMaker's own PyTorch image for inference; the model archive brings `code/inference.py` along.
 
-Exit codes: 0 the endpoint answers (or is being made, with --no-wait); 1 AWS refused, or
-it does not serve; 2 the input cannot be used.
+Exit codes: 0 the endpoint answers (or is being made, with --no-wait); 1 AWS refused, or it does not serve; 2 the
+input cannot be used.
 """
 
 import dataclasses

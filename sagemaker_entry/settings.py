@@ -8,6 +8,7 @@ from vgg_ddp.config import DATA_NAMES, TrainConfig
 from vgg_ddp.flags import UsageError, flag
 
 PROGRAM = "python sagemaker_entry/submit.py"
+S3_PREFIX = r"s3://[^/]+/.+"
 # Flags of main.py that mean something else, or nothing, in a job.
 NOT_IN_A_JOB = {
     "address": "the job starts its own Ray cluster",
@@ -113,10 +114,10 @@ class JobConfig(TrainConfig):
         self._expect("bucket", bucket is None or bool(re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket)),
                      "the name of a bucket, without s3://")  # fmt: skip
         is_uri = self.has_own_data and "://" in self.data
-        self._expect("data", not is_uri or bool(re.fullmatch(r"s3://[^/]+/.+", self.data)),
+        self._expect("data", not is_uri or bool(re.fullmatch(S3_PREFIX, self.data)),
                      "a local folder, or s3://BUCKET/PREFIX")  # fmt: skip
         uri = self.checkpoint_uri
-        self._expect("checkpoint_uri", uri is None or bool(re.fullmatch(r"s3://[^/]+/.+", uri)), "s3://BUCKET/PREFIX")
+        self._expect("checkpoint_uri", uri is None or bool(re.fullmatch(S3_PREFIX, uri)), "s3://BUCKET/PREFIX")
         self._expect("resume", not self.resume or bool(uri), "the --checkpoint-uri of that job next to it")
         weights = self.init_from
         self._expect("init_from", weights is None or weights.startswith("s3://"), "s3://BUCKET/..., which the job sees")
