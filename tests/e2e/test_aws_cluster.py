@@ -124,8 +124,8 @@ def test_replacement_trains_in_place_of_the_interrupted_worker(story: Story) -> 
 
 def test_ray_down_leaves_no_instance(story: Story) -> None:
     states = [instance["State"]["Name"] for instance in story.account.instances()]
-    # The head, two workers, and the replacement.
-    assert states == ["terminated"] * (2 + WORKERS)
+    assert len(states) == sum(int(launch["MaxCount"]) for launch in story.account.parameters("ec2:RunInstances"))
+    assert set(states) == {"terminated"}
     wait_until(lambda: not story.account.network.hosts, seconds=30)
 
 
@@ -161,7 +161,9 @@ def test_laptop_launches_the_head_on_demand_and_the_head_its_workers_as_spot_ins
         assert call.parameters.get("InstanceMarketOptions.MarketType") == (None if is_head else "spot")
     assert [call.caller for call in launches].count(LAPTOP) == 1
     counts = [int(call.parameters["MaxCount"]) for call in launches if call.caller == HEAD]
-    assert sum(counts) == WORKERS + 1
+    # The workers, and the replacement. If Ray's autoscaler looks just when the workers' placement group gives way to
+    # the next one, it counts both and launches one more, which stays idle and is given back.
+    assert sum(counts) in (WORKERS + 1, WORKERS + 2)
 
 
 def allowed_actions(made: Account, profile: str) -> set[str]:
