@@ -166,8 +166,9 @@ def deploy(config: DeployConfig) -> None:
     print(f"Machines:  {config.instance_count} x {config.instance_type}, paid for until the endpoint is deleted")
     for method, request in requests(config, session.region_name, model_uri or "").items():
         getattr(sagemaker, method)(**request)
-    print(f"Endpoint:  {config.endpoint}", flush=True)
     deletion = f"aws sagemaker delete-endpoint --endpoint-name {config.endpoint}"
+    # Before the wait, which Ctrl-C may end: whoever does so has to pay, too.
+    print(f"Endpoint:  {config.endpoint}\nDelete it: {deletion}", flush=True)
     if config.wait:
         waiter = sagemaker.get_waiter("endpoint_in_service")
         delay = {"Delay": WAIT_SECONDS, "MaxAttempts": WAIT_TRIES}
@@ -180,7 +181,6 @@ def deploy(config: DeployConfig) -> None:
                 f"endpoint {config.endpoint} does not serve ({reason}). Delete it: {deletion}"
             ) from None
         print("Status:    InService")
-    print(f"Delete it: {deletion}")
 
 
 def main() -> int:
@@ -197,7 +197,7 @@ def main() -> int:
     except UsageError as error:
         quit_with_usage_error(error)
     except KeyboardInterrupt:
-        print("\nStopped waiting; the endpoint is still being made.", file=sys.stderr)
+        print("\nStopped waiting; an endpoint that was asked for goes on being made.", file=sys.stderr)
         return 130
     return 0
 

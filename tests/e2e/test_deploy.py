@@ -56,8 +56,10 @@ def test_endpoint_is_in_service_and_told_how_to_delete(endpoint: str, tmp_path: 
     environment = CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint}
     result = run(tmp_path, *FLAGS, *MODEL, "--endpoint", "cats", **environment)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "Status:    InService" in result.stdout
-    assert "aws sagemaker delete-endpoint --endpoint-name cats" in result.stdout
+    # Told before the wait, so that Ctrl-C does not hide it.
+    deletion, status = result.stdout.splitlines()[-2:]
+    assert deletion == "Delete it: aws sagemaker delete-endpoint --endpoint-name cats"
+    assert status == "Status:    InService"
     again = run(tmp_path, *FLAGS, "--job", "no-such-job", **environment)
     assert again.returncode == 1
     assert again.stderr.startswith("error: ") and "no-such-job" in again.stderr
