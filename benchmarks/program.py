@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -52,11 +53,16 @@ def mean_and_spread(accuracies: Sequence[float]) -> str:
 
 
 def train(
-    *flags: object, processes: int = 0, watch_memory: bool = False, script: Sequence[object] = (MAIN,)
+    *flags: object,
+    processes: int = 0,
+    watch_memory: bool = False,
+    show_epochs: bool = False,
+    script: Sequence[object] = (MAIN,),
 ) -> Trained:
     """A finished run: under Ray, or of as many processes as are named under torchrun.
 
-    To watch the memory takes time from the run. Another script, with its first arguments, may stand for main.py.
+    To watch the memory takes time from the run. The lines on its epochs are printed as they come if they are to be
+    shown. Another script, with its first arguments, may stand for main.py.
 
     Raises:
         SystemExit: with what the run printed, if it fails.
@@ -68,8 +74,12 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         command = [*launcher, *script, *flags, "--storage-path", folder, "--run-name", "run"]
         log = Path(folder, "log")
-        with log.open("w") as output, subprocess.Popen(list(map(str, command)), stdout=output, stderr=output) as run:
-            memory = _wait(run, watch_memory)
+        with (
+            log.open("w") as output,
+            log.open() as written,
+            subprocess.Popen(list(map(str, command)), stdout=output, stderr=output) as run,
+        ):
+            memory = _wait(run, watch_memory, written if show_epochs else None)
         if run.returncode:
             raise SystemExit(f"main.py failed: {log.read_text()[-2000:]}")
         with Path(folder, "run", "metrics.csv").open() as file:
@@ -77,7 +87,7 @@ def train(
     return Trained(rows, memory)
 
 
-def _wait(run: subprocess.Popen[bytes], watch_memory: bool) -> list[tuple[float, int]]:
+def _wait(run: subprocess.Popen[bytes], watch_memory: bool, written: TextIO | None) -> list[tuple[float, int]]:
     """Wait for the end of a run; what its largest worker had in use meanwhile, if it is to be watched."""
     deadline = time.monotonic() + LIMIT_SECONDS
     memory = []
@@ -86,13 +96,22 @@ def _wait(run: subprocess.Popen[bytes], watch_memory: bool) -> list[tuple[float,
             if watch_memory:
                 memory.append((time.time(), _largest_worker()))
             time.sleep(2)
+            _print_epochs(written)
     finally:
         run.terminate()
         try:
             run.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
             run.kill()
+    _print_epochs(written)
     return memory
+
+
+def _print_epochs(written: TextIO | None) -> None:
+    """Print the lines on epochs that a run has written since the last look."""
+    for line in written or ():
+        if line.startswith("epoch "):
+            print(f"  {line}", end="", flush=True)
 
 
 def _largest_worker() -> int:

@@ -44,6 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.watch_memory and not options.num_workers:
         parser.error("--watch-memory looks at Ray's workers: give --num-workers")
+    settings = {"data": options.data, "num_workers": options.num_workers, "flags": options.flags}
     runs: list[dict[str, object]] = []
     summary = []
     for recipe in options.recipes:
@@ -53,7 +54,7 @@ def main() -> None:
                 flags = ["--data", options.data, "--recipe", recipe, "--epochs", epochs, "--seed", seed]
                 flags += ["--image-size", options.image_size, "--half-size-epochs", options.half_size_epochs]
                 flags += ["--num-workers", options.num_workers, *options.flags]
-                trained = train(*flags, watch_memory=options.watch_memory)
+                trained = train(*flags, watch_memory=options.watch_memory, show_epochs=True)
                 rows = trained.rows
                 finals.append(rows[-1]["test_accuracy"])
                 seconds.append(sum(row["seconds"] for row in rows))
@@ -71,11 +72,11 @@ def main() -> None:
                 if options.watch_memory:
                     peaks = runs[-1]["peak_memory_by_epoch"] = trained.peaks_by_epoch()
                     print("  peak memory by epoch, MB:", *(f"{peak / 1e6:,.0f}" for peak in peaks), flush=True)
+                # After each run: the next may take hours, or fail.
+                write_json(options.json, {"settings": settings | {"n": len(options.seeds)}, "runs": runs})
             middle = statistics.median(seconds)
             summary.append(f"  {recipe:<8} {epochs:>3} epochs  {mean_and_spread(finals)}  {middle:,.0f} s")
     print(f"\nmean and standard deviation of {len(options.seeds)} seed(s), median of seconds\n", *summary, sep="\n")
-    settings = {"data": options.data, "num_workers": options.num_workers, "flags": options.flags}
-    write_json(options.json, {"settings": settings | {"n": len(options.seeds)}, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -147,7 +147,8 @@ def test_lost_permission_ends_the_run_and_leaves_the_last_checkpoint_to_resume_f
     assert f"error: s3://{BUCKET}/runs/{run} cannot be written: " in output
     assert "Traceback" not in own_words(output)
     assert f"--resume {run}" in output
-    resumed = run_main("--resume", run, *STORAGE, cwd=tmp_path, **CREDENTIALS, AWS_ENDPOINT_URL=endpoint)
+    resume = ("--resume", run, "--num-workers", 0, *STORAGE)
+    resumed = run_main(*resume, cwd=tmp_path, **CREDENTIALS, AWS_ENDPOINT_URL=endpoint)
     assert resumed.returncode == 0, resumed.stderr
     assert "Resumed at step" in resumed.stdout
     assert model(endpoint, run) == undisturbed
