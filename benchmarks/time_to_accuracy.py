@@ -44,7 +44,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.watch_memory and not options.num_workers:
         parser.error("--watch-memory looks at Ray's workers: give --num-workers")
-    settings = {"data": options.data, "num_workers": options.num_workers, "flags": options.flags}
+    settings = {
+        "data": options.data,
+        "num_workers": options.num_workers,
+        "flags": options.flags,
+        "n": len(options.seeds),
+    }
     runs: list[dict[str, object]] = []
     summary = []
     for recipe in options.recipes:
@@ -73,7 +78,7 @@ def main() -> None:
                     peaks = runs[-1]["peak_memory_by_epoch"] = trained.peaks_by_epoch()
                     print("  peak memory by epoch, MB:", *(f"{peak / 1e6:,.0f}" for peak in peaks), flush=True)
                 # After each run: the next may take hours, or fail.
-                write_json(options.json, {"settings": settings | {"n": len(options.seeds)}, "runs": runs})
+                write_json(options.json, {"settings": settings, "runs": runs})
             middle = statistics.median(seconds)
             summary.append(f"  {recipe:<8} {epochs:>3} epochs  {mean_and_spread(finals)}  {middle:,.0f} s")
     print(f"\nmean and standard deviation of {len(options.seeds)} seed(s), median of seconds\n", *summary, sep="\n")

@@ -21,10 +21,10 @@ def test_model_of_the_readme_trains_and_predicts(tiny_data: Path, tmp_path: Path
     exchanged, count = re.subn(r"class VGG11.*?\n\n(?=    @torch)", f"{example}\n", source.read_text(), flags=re.DOTALL)
     assert count == 1
     source.write_text(exchanged)
-    flags = ("--num-workers", 0, "--recipe", "classic", "--epochs", 1, "--data", tiny_data, "--run-name", "run")
-    for command in (("main.py", *flags), ("predict.py", "runs/run", "--data", tiny_data)):
-        line = [sys.executable, *(str(part) for part in ("ray_app" / Path(command[0]), *command[1:]))]
-        result = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    train = ("main.py", "--num-workers", "0", "--recipe", "classic", "--epochs", "1", "--run-name", "run")
+    for script, *flags in (train, ("predict.py", "runs/run")):
+        command = [sys.executable, f"ray_app/{script}", *flags, "--data", str(tiny_data)]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert result.returncode == 0, result.stdout + result.stderr
     assert "of 60 test images" in result.stdout
     with safe_open(tmp_path / "runs/run/model.safetensors", "pt") as model:
