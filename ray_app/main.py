@@ -3,13 +3,14 @@
 Exit codes: 0 the run is finished; 1 training failed; 2 the input cannot be used; 130 after Ctrl-C; 143 after SIGTERM.
 """
 
-import gc
+import os
 import sys
 import time
+from typing import NoReturn
 
 from vgg_ddp import torchrun
 from vgg_ddp.config import PROGRAM, TrainConfig
-from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error
+from vgg_ddp.flags import BAD_INPUT, UsageError, parse_flags, print_usage_error
 
 
 def main() -> int:
@@ -25,14 +26,23 @@ def main() -> int:
 
         return launch(config, arguments, started_at)
     except UsageError as error:
-        quit_with_usage_error(error)
+        print_usage_error(error)
+        return BAD_INPUT
     except KeyboardInterrupt:
         print("\nStopped by Ctrl-C.", flush=True)
         return 130
 
 
+def end(exit_code: int) -> NoReturn:
+    """End this process at once, once `launch` has shut Ray down.
+
+    Python's own end would wait for images that are still being decoded, kill the thread that decodes them within C++,
+    which can abort the process, and look through all that torch and Ray hold for a second.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
+
+
 if __name__ == "__main__":
-    exit_code = main()
-    # Else Python looks once more through all that torch and Ray hold, for a second, before it ends.
-    gc.freeze()
-    sys.exit(exit_code)
+    end(main())

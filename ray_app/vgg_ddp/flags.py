@@ -8,17 +8,23 @@ from collections.abc import Sequence
 from typing import NoReturn, TypeVar
 
 T = TypeVar("T")
+BAD_INPUT = 2
 
 
 class UsageError(ValueError):
     """Input that the user can correct: shown as one line on stderr, with exit code 2."""
 
 
-def quit_with_usage_error(error: UsageError | str) -> NoReturn:
-    """Print one line on stderr and exit with code 2."""
+def print_usage_error(error: UsageError | str) -> None:
+    """Print one line on stderr."""
     # In one piece, since each of torchrun's processes says it.
     sys.stderr.write(f"error: {error}\n")
-    sys.exit(2)
+
+
+def quit_with_usage_error(error: UsageError | str) -> NoReturn:
+    """Print one line on stderr and exit with code 2."""
+    print_usage_error(error)
+    sys.exit(BAD_INPUT)
 
 
 def flag(name: str) -> str:

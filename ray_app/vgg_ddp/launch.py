@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vgg_ddp import ray_environment, torchrun
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data import Dataset, find_source
-from vgg_ddp.flags import UsageError
+from vgg_ddp.flags import BAD_INPUT, UsageError
 from vgg_ddp.follower import Follower
 from vgg_ddp.ingest import Inputs, choose_ingest, load
 from vgg_ddp.report import CURVES_FILE, Row, format_summary, read_metrics, write_curves
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vgg_ddp.signals import InterruptedRunError
 
 T = TypeVar("T")
-FINISHED, FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+FINISHED, FAILED, INTERRUPTED, TERMINATED = 0, 1, 130, 143
 
 
 def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> int:

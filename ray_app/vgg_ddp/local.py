@@ -1,6 +1,5 @@
 """Training without a Ray cluster: in this process alone, or in each process that torchrun started."""
 
-import gc
 import logging
 import os
 import signal
@@ -66,6 +65,4 @@ def train_locally(run: Run, inputs: Inputs, use_gpu: bool, phases: dict[str, flo
     )
     with follower or nullcontext():
         outcome: Outcome = trainer.fit().return_value
-    # DDP is part of reference cycles, and holds the process group: its threads may abort a process that ends with them.
-    gc.collect()
     return outcome

@@ -1,12 +1,16 @@
 """Wrong input ends with one line on stderr and exit code 2, and leaves no run folder."""
 
+import io
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from command import run_main
 from vgg_ddp import checkpoint
@@ -45,6 +49,19 @@ def test_gpu_without_ray_on_a_machine_without_one(tmp_path: Path) -> None:
 def test_address_where_nothing_answers(tmp_path: Path, closed_port: int) -> None:
     address = f"127.0.0.1:{closed_port}"
     assert_refused(tmp_path, "--address", address, "--data", "sample", expected=(address, "nothing answers"))
+
+
+def test_error_does_not_wait_for_images_that_are_being_decoded(tmp_path: Path, closed_port: int) -> None:
+    large = io.BytesIO()
+    # Each takes over 0.1 s.
+    Image.new("L", (4000, 4000)).save(large, "PNG")
+    rows = [{"img": {"bytes": large.getvalue()}, "label": 0}] * 900
+    for split in ("train", "test"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{split}.parquet")
+    address = f"127.0.0.1:{closed_port}"
+    started = time.monotonic()
+    assert_refused(tmp_path, "--address", address, "--data", tmp_path, expected=(address, "nothing answers"))
+    assert time.monotonic() - started < 30
 
 
 def test_address_auto_without_a_cluster(tmp_path: Path) -> None:

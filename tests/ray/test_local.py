@@ -38,17 +38,16 @@ pytestmark = pytest.mark.slow
 FLAGS: tuple[object, ...] = ("--recipe", "classic", "--precision", "fp32", "--lr", 0.02, "--epochs", 2)
 FLAGS += ("--checkpoint-every-seconds", 1)
 
-# Python runs this at its start: it writes down the threads and modules of each rank as the process ends.
+# Python runs this at its start: it writes down the modules of each rank as the process ends.
 WATCH = """
-import atexit, os, pathlib, sys
+import os, pathlib, sys
 
-def write():
-    names = [name.read_text() for name in pathlib.Path("/proc/self/task").glob("*/comm")]
-    pathlib.Path("threads-" + os.environ["RANK"]).write_text("".join(names))
+def end(exit_code, end=os._exit):
     pathlib.Path("modules-" + os.environ["RANK"]).write_text("\\n".join(sys.modules))
+    end(exit_code)
 
 if "RANK" in os.environ:
-    atexit.register(write)
+    os._exit = end
 """
 
 
@@ -74,7 +73,7 @@ def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> by
 
 @pytest.fixture(scope="module")
 def two_undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes ran that nothing disturbed, and wrote down their last threads and modules."""
+    """Where two processes ran that nothing disturbed, and wrote down their modules."""
     cwd = tmp_path_factory.mktemp("two-undisturbed")
     (cwd / "sitecustomize.py").write_text(WATCH)
     result = run_torchrun(2, "--data", tiny_data, "--run-name", "run", *FLAGS, cwd=cwd, PYTHONPATH=str(cwd))
@@ -103,13 +102,6 @@ def test_signalled_process_resumes_to_the_same_weights(
     assert resumed.returncode == 0, resumed.stderr
     assert "Resumed at step" in resumed.stdout
     assert model(tmp_path) == undisturbed
-
-
-def test_processes_of_torchrun_end_without_threads_of_gloo(two_undisturbed: Path) -> None:
-    for rank in range(2):
-        names = (two_undisturbed / f"threads-{rank}").read_text()
-        assert "python" in names
-        assert "gloo" not in names
 
 
 def test_processes_of_torchrun_import_nothing_slow_that_they_do_not_need(two_undisturbed: Path) -> None:
