@@ -13,10 +13,8 @@ LARGEST_MAP = 4
 # With fewer channels, or tiles in a batch, the transforms take longer than the products that they spare.
 LEAST_CHANNELS = 128
 LEAST_TILES = 32
-# Between the four pixels of a 2 x 2 map lie 16 of the 36 products of a padded convolution; the others meet zeros.
-# For each pair of an output and an input pixel, the tap of the filter that joins them.
+# The four pixels of a 2 x 2 map. Between them lie 16 of the 36 products of a padded convolution; the others meet zeros.
 PIXELS = [(row, column) for row in range(2) for column in range(2)]
-TAPS = [3 * (iy - oy + 1) + (ix - ox + 1) for oy, ox in PIXELS for iy, ix in PIXELS]
 
 
 def tiling_that_pays(in_channels: int, out_channels: int, size: int) -> Tiling | None:
@@ -60,8 +58,12 @@ class ConvolutionOn2x2(torch.autograd.Function):
         """Map (N, I, 2, 2), channels last, and filters (O, I, 3, 3) to (N, O, 2, 2) of the images' type."""
         count, (outs, ins) = len(images), weight.shape[:2]
         pixels = images.permute(0, 2, 3, 1).reshape(count, 4 * ins)
-        taps = weight.to(images.dtype).permute(2, 3, 0, 1).reshape(9, outs, ins)[TAPS]
-        matrix = taps.view(4, 4, outs, ins).permute(0, 2, 1, 3).reshape(4 * outs, 4 * ins)
+        taps = weight.permute(2, 3, 0, 1)
+        blocks = torch.empty(4, outs, 4, ins, dtype=images.dtype)
+        for to_pixel, (to_row, to_column) in enumerate(PIXELS):
+            for from_pixel, (row, column) in enumerate(PIXELS):
+                blocks[to_pixel, :, from_pixel] = taps[row - to_row + 1, column - to_column + 1]
+        matrix = blocks.view(4 * outs, 4 * ins)
         ctx.save_for_backward(pixels, matrix)
         return (pixels @ matrix.T).view(count, 2, 2, outs).permute(0, 3, 1, 2)
 
@@ -72,15 +74,11 @@ class ConvolutionOn2x2(torch.autograd.Function):
         count, outs, ins = len(gradient), gradient.shape[1], pixels.shape[1] // 4
         gradient = gradient.permute(0, 2, 3, 1).reshape(count, 4 * outs).to(pixels.dtype)
         of_images = (gradient @ matrix).view(count, 2, 2, ins).permute(0, 3, 1, 2)
-        products = (gradient.T @ pixels).view(4, outs, 4, ins)
-        of_weight = torch.zeros(9, outs, ins, dtype=torch.promote_types(pixels.dtype, torch.float32))
-        for index, tap in enumerate(TAPS):
-            of_weight[tap] += products[index // 4, :, index % 4]
-        return of_images, of_weight.view(3, 3, outs, ins).permute(2, 3, 0, 1)
+        return of_images, _gradient_of_filters(pixels.view(count, 2, 2, ins), gradient.view(count, 2, 2, outs))
 
 
 class ConvolutionOnSmallMap(torch.autograd.Function):
-    """The general convolution, but for the gradient of the filters: nine matrix products of what overlaps."""
+    """The general convolution, but for the gradient of the filters."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, images: Tensor, weight: Tensor) -> Tensor:
@@ -93,20 +91,24 @@ class ConvolutionOnSmallMap(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
         images, weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        (outs, ins), size = weight.shape[:2], images.shape[2]
         gradient = gradient.to(images.dtype).contiguous(memory_format=torch.channels_last)
         of_images = conv2d_input(images.shape, weight, gradient, padding=1)
-        from_pixels, to_pixels = images.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1)
-        # For each tap of a row or column of the filter: the pixels it reads from, and those it adds to.
-        overlaps = [
-            (slice(0, size - 1), slice(1, size)),
-            (slice(0, size), slice(0, size)),
-            (slice(1, size), slice(0, size - 1)),
-        ]
-        of_weight = torch.empty(outs, 3, 3, ins, dtype=torch.promote_types(images.dtype, torch.float32))
-        for ky, (from_rows, to_rows) in enumerate(overlaps):
-            for kx, (from_columns, to_columns) in enumerate(overlaps):
-                source = from_pixels[:, from_rows, from_columns].reshape(-1, ins)
-                target = to_pixels[:, to_rows, to_columns].reshape(-1, outs)
-                of_weight[:, ky, kx] = target.T @ source
-        return of_images, of_weight.permute(0, 3, 1, 2)
+        return of_images, _gradient_of_filters(images.permute(0, 2, 3, 1), gradient.permute(0, 2, 3, 1))
+
+
+def _gradient_of_filters(pixels: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient (O, I, 3, 3), channels last, from (N, H, H, I) and (N, H, H, O): a matrix product for each tap."""
+    size, ins, outs = *pixels.shape[2:], gradient.shape[3]
+    # For each tap of a row or column of the filter: the pixels it reads from, and those it adds to.
+    overlaps = [
+        (slice(0, size - 1), slice(1, size)),
+        (slice(0, size), slice(0, size)),
+        (slice(1, size), slice(0, size - 1)),
+    ]
+    of_filters = torch.empty(outs, 3, 3, ins, dtype=torch.promote_types(pixels.dtype, torch.float32))
+    for ky, (from_rows, to_rows) in enumerate(overlaps):
+        for kx, (from_columns, to_columns) in enumerate(overlaps):
+            source = pixels[:, from_rows, from_columns].reshape(-1, ins)
+            target = gradient[:, to_rows, to_columns].reshape(-1, outs)
+            of_filters[:, ky, kx] = target.T @ source
+    return of_filters.permute(0, 3, 1, 2)
