@@ -60,19 +60,19 @@ def run_on_terminal(command: list[str], cwd: Path, **environment: str) -> tuple[
         command, cwd=cwd, env=os.environ | {"TERM": "xterm"} | environment, stdin=its, stdout=its, stderr=its
     ) as process:
         os.close(its)
-        written = b""
-        while chunk := _read_terminal(ours):
-            written += chunk
-    os.close(ours)
-    return process.returncode, written.decode(errors="replace")
+        written = read_terminal(ours)
+    return process.returncode, written
 
 
-def _read_terminal(terminal: int) -> bytes:
+def read_terminal(ours: int) -> str:
+    """All that is written to a terminal until the last that writes there has closed it; then we close our end."""
+    written = b""
     try:
-        return os.read(terminal, 65536)
-    except OSError:
-        # Linux says so when the last process has closed its end.
-        return b""
+        while chunk := os.read(ours, 65536):
+            written += chunk
+    except OSError:  # Linux says so when the other end is closed.
+        os.close(ours)
+    return written.decode(errors="replace")
 
 
 @contextmanager

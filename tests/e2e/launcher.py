@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from command import ROOT, free_port, wait_until
+from command import ROOT, free_port, read_terminal, wait_until
 from ssh_hosts import Host
 
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -97,14 +97,9 @@ class Laptop:
         )
         os.close(theirs)
         os.write(ours, typed.encode())
-        shown = b""
-        try:
-            while block := os.read(ours, 4096):
-                shown += block
-        except OSError:  # Linux says so when the other end of a terminal is closed.
-            os.close(ours)
+        shown = read_terminal(ours)
         assert process.wait(60) == 0, shown
-        return shown.decode()
+        return shown
 
     @contextmanager
     def dashboard(self) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """What is printed of a run while it goes on."""
 
-import os
 import pty
 import re
 import time
@@ -8,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from command import read_terminal
 from vgg_ddp import report
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.follower import Follower
@@ -77,10 +77,7 @@ def on_terminal(show: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> st
         patch.setenv("TERM", "xterm")
         patch.setenv("COLUMNS", "120")
         show()
-        terminal.flush()
-        written = os.read(ours, 1_000_000).decode()
-    os.close(ours)
-    return written
+    return read_terminal(ours)
 
 
 def test_bar_on_a_terminal_shows_how_far_the_run_is(
