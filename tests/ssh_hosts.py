@@ -204,7 +204,12 @@ def _write_files(
         (folder / "imds" / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / "imds" / path).write_text(content)
     (folder / "online").write_text("0\n" if cpus == 1 else f"0-{cpus - 1}\n")
-    (folder / "hosts").write_text(f"127.0.0.1 localhost\n{ip} {name}\n")
+    # Every address of the network has a name, as on EC2: torch asks for those of its peers, in both notations. There is
+    # no name server here that could answer.
+    known = {f"{ip.rpartition('.')[0]}.{number}": f"ip-{number}" for number in range(1, 255)}
+    known |= {ip: name, IMDS_ADDRESS: "instance-data"}
+    lines = [f"{prefix}{address} {known[address]}\n" for address in known for prefix in ("", "::ffff:")]
+    (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(lines))
     (folder / "passwd").write_text(Path("/etc/passwd").read_text().replace(":/root:", f":{home}:", 1))
     (folder / "authorized_keys").write_text(public_key)
     (folder / "sshd_config").write_text(SSHD_CONFIG.format(ip=ip, folder=folder))

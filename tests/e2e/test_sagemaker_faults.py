@@ -7,9 +7,8 @@ import uuid
 from typing import Any
 
 import pytest
-from conftest import Simulate, Submit
-from test_sagemaker_job import TINY, wait_for
 
+from job_checks import TINY, Simulate, Submit, wait_for
 from simulated_job import SimulatedJob
 
 pytestmark = pytest.mark.e2e

@@ -9,7 +9,6 @@ import pytest
 
 from command import ROOT
 from job_checks import (
-    SAMPLE,
     TINY,
     OneHost,
     Simulate,
@@ -60,7 +59,7 @@ def test_one_host_listens_on_loopback_and_asks_for_its_token(one_host: OneHost) 
 def test_two_hosts_share_s3_resume_there_and_admit_nobody_else(submit: Submit, simulate: Simulate) -> None:
     # An apostrophe in a hyperparameter: the SDK's scripts in the container would break on it as it is.
     uri = "s3://bucket/it's/checkpoints"
-    request = submit(*SAMPLE, "--instance-count", 2, "--checkpoint-uri", uri)
+    request = submit(*TINY, "--epochs", 1, "--batch-size", 4, "--instance-count", 2, "--checkpoint-uri", uri)
     job = simulate(request, shm="2g")
     job.start()
     head, other = job.hosts
@@ -88,7 +87,7 @@ def test_two_hosts_share_s3_resume_there_and_admit_nobody_else(submit: Submit, s
 
 
 def test_coordinator_runs_the_driver_and_two_hosts_train(submit: Submit, simulate: Simulate) -> None:
-    request = submit(*SAMPLE, "--instance-count", 2, "--coordinator-instance-type", "ml.m5.large")
+    request = submit(*TINY, "--epochs", 1, "--instance-count", 2, "--coordinator-instance-type", "ml.m5.large")
     job = simulate(request, shm="2g")
     job.start()
     assert job.wait(300) == {"algo-1": 0, "algo-2": 0, "algo-3": 0}, job.logs()
