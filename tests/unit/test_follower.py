@@ -1,9 +1,12 @@
 """What is printed of a run while it goes on."""
 
+import os
 import pty
 import re
+import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -48,7 +51,8 @@ def test_follower_prints_epochs_again_that_a_restart_took_back(
     with follower(run, time.time()):
         wait_for_lines(capsys, 2)
         report.write_metrics(run, make_rows(1))
-        time.sleep(0.7)
+        # Several looks: nothing is printed by which to know that it looked.
+        time.sleep(2)
         report.write_metrics(run, make_rows(2))
     assert capsys.readouterr().out.splitlines() == [report.format_row(make_rows(2)[1], 3)]
 
@@ -69,45 +73,60 @@ def test_follower_is_silent_about_the_start_of_an_earlier_command(
     assert capsys.readouterr().out == ""
 
 
-def on_terminal(show: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> str:
+class Screen:
     """What is written to a terminal that is standard output meanwhile."""
+
+    def __init__(self, terminal: int) -> None:
+        self._terminal = terminal
+        self._written = ""
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._written)
+
+    def wait_for(self, pattern: str) -> None:
+        """Read until this is shown; fail the test if nothing new comes for 10 s."""
+        while not re.search(pattern, self.text):
+            assert select.select([self._terminal], [], [], 10)[0], self.text
+            self._written += os.read(self._terminal, 65536).decode(errors="replace")
+
+    def read_rest(self) -> None:
+        self._written += read_terminal(self._terminal)
+
+
+@contextmanager
+def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[Screen]:
     ours, its = pty.openpty()
+    shown = Screen(ours)
     with open(its, "w") as terminal, monkeypatch.context() as patch:
         patch.setattr("sys.stdout", terminal)
         patch.setenv("TERM", "xterm")
         patch.setenv("COLUMNS", "120")
-        show()
-    return read_terminal(ours)
+        yield shown
+    shown.read_rest()
 
 
 def test_bar_on_a_terminal_shows_how_far_the_run_is(
     run: Folder, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def show() -> None:
-        with follower(run, 100.0) as shown:
-            assert shown.live_seconds == 0.5
-            for step in (3, 12):
-                progress = {"step": step, "steps_per_epoch": 10, "images_per_second": 1234.5, "loss": 2.25}
-                report.write_progress(run, progress | {"time": 101.0})
-                time.sleep(0.9)
-            report.write_metrics(run, make_rows(1))
-
-    written = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", on_terminal(show, monkeypatch))
-    assert re.search(r"epoch 1/3 \S+ step 3/30  1,234 images/s  loss 2\.2500", written), written
-    assert re.search(r"epoch 2/3 \S+ step 12/30  1,234 images/s  loss 2\.2500  ETA 0:00:\d\d", written), written
-    assert report.format_row(make_rows(1)[0], 3) in written
+    progress = {"steps_per_epoch": 10, "images_per_second": 1234.5, "loss": 2.25, "time": 101.0}
+    with screen(monkeypatch) as shown, follower(run, 100.0) as ours:
+        assert ours.live_seconds == 0.5
+        report.write_progress(run, progress | {"step": 3})
+        shown.wait_for(r"epoch 1/3 \S+ step 3/30  1,234 images/s  loss 2\.2500")
+        report.write_progress(run, progress | {"step": 12})
+        shown.wait_for(r"epoch 2/3 \S+ step 12/30  1,234 images/s  loss 2\.2500  ETA 0:00:\d\d")
+        report.write_metrics(run, make_rows(1))
+    assert report.format_row(make_rows(1)[0], 3) in shown.text
     assert not run.exists("progress.json")
 
 
 def test_progress_of_an_earlier_command_is_not_shown(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    def show() -> None:
-        with follower(run, 100.0):
-            time.sleep(0.7)
-
     progress = {"step": 3, "steps_per_epoch": 10, "images_per_second": 1234.5, "loss": 2.25, "time": 99.0}
     report.write_progress(run, progress)
-    written = on_terminal(show, monkeypatch)
-    assert "starting" in written and "1,234" not in written
+    with screen(monkeypatch) as shown, follower(run, 100.0):
+        time.sleep(0.7)
+    assert "starting" in shown.text and "1,234" not in shown.text
 
 
 def test_without_a_terminal_nothing_is_asked_of_the_workers(run: Folder) -> None:
