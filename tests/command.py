@@ -9,7 +9,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import psutil
@@ -67,11 +67,11 @@ def run_on_terminal(command: list[str], cwd: Path, **environment: str) -> tuple[
 def read_terminal(ours: int) -> str:
     """All that is written to a terminal until the last that writes there has closed it; then we close our end."""
     written = b""
-    try:
+    # Linux says so by an error.
+    with suppress(OSError):
         while chunk := os.read(ours, 65536):
             written += chunk
-    except OSError:  # Linux says so when the other end is closed.
-        os.close(ours)
+    os.close(ours)
     return written.decode(errors="replace")
 
 

@@ -85,9 +85,10 @@ class Screen:
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self._written)
 
     def wait_for(self, pattern: str) -> None:
-        """Read until this is shown; fail the test if nothing new comes for 10 s."""
+        """Read until this is shown; fail the test if it is not within 10 s."""
+        deadline = time.monotonic() + 10
         while not re.search(pattern, self.text):
-            assert select.select([self._terminal], [], [], 10)[0], self.text
+            assert select.select([self._terminal], [], [], max(0, deadline - time.monotonic()))[0], self.text
             self._written += os.read(self._terminal, 65536).decode(errors="replace")
 
     def read_rest(self) -> None:
