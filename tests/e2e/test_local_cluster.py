@@ -143,6 +143,7 @@ def test_ctrl_c_leaves_the_job_running_until_it_is_stopped(
 
 def test_down_sh_stops_ray_on_each_machine(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
     network, laptop = cluster
+    assert all(host.ray_processes() for host in network.hosts.values())
     result = laptop.run(DOWN, laptop.cluster_file)
     assert result.returncode == 0, result.stdout
     assert {host.name: host.ray_processes() for host in network.hosts.values()} == {"m0": [], "m1": [], "m2": []}

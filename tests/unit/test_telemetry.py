@@ -1,9 +1,12 @@
 """What a rank says of itself."""
 
 import mmap
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
+import pytest
 import torch
 from torch import nn
 
@@ -28,16 +31,19 @@ def test_own_memory_grows_by_what_is_allocated() -> None:
     assert own_memory_bytes() <= psutil.Process().memory_info().rss
 
 
-def test_live_progress_tells_the_speed_since_it_was_written_last(run: Folder) -> None:
+def test_live_progress_tells_the_speed_since_it_was_written_last(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(monotonic=lambda: 0.0, time=time.time)
+    monkeypatch.setattr("vgg_ddp.telemetry.time", clock)
     saver = Saver(run, rank=0)
     telemetry = Telemetry(run, saver, 0, CPU, nn.Linear(2, 2), under_ray=False, profiled=False)
-    for images in (500_000, 1_000_000):
+    for seconds, images in ((10.0, 500), (10.25, 1000)):
+        clock.monotonic = lambda seconds=seconds: seconds
         telemetry.write_live(images, {"step": images, "steps_per_epoch": 10, "loss": 2.5})
         wait_until(lambda: read_progress(run).get("step") == images, seconds=10)  # noqa: B023 - called at once
     progress = read_progress(run)
-    assert (progress["step"], progress["loss"]) == (1_000_000, 2.5)
-    # 500,000 images within less than 500 s.
-    assert progress["images_per_second"] > 1000
+    assert (progress["step"], progress["loss"]) == (1000, 2.5)
+    # The second 500 images took a quarter of a second.
+    assert progress["images_per_second"] == 2000
 
 
 def test_profile_covers_a_few_steps_and_names_what_took_the_time(run: Folder) -> None:
