@@ -4,8 +4,8 @@
 
 All run in turn, so that a change of the machine's speed hits all alike; medians are compared. Ours and the tutorial's
 count the whole second epoch of training: data, augmentation and optimizer, but not the evaluation. The limit is that of
-large matrix products, for the products that training VGG11 needs with plain convolutions. Ours needs fewer in fp32: the
-share of the limit that it takes is given for those that it does, without what transforms its maps.
+large matrix products, for the products that training VGG11 needs with plain convolutions. Ours needs fewer: the share
+of the limit that it takes is given for those that it does, without what transforms its maps.
 """
 
 import argparse
@@ -130,7 +130,7 @@ def main() -> None:
         print(f"  {name:<22} {middle:8.1f} images/s  ({spread})  {middle / reference:5.2f} x the tutorial's")
     precision = choose_precision("auto", torch.device("cpu"))
     limit = statistics.median(results[f"limit, {precision}"]) * flops_per_image()
-    of_layers = flops_per_image(winograd=precision == "fp32")
+    of_layers = flops_per_image(winograd=True)
     flops = {"classic, 1 process": of_layers, "fast, 1 process": of_layers + flops_of_muon() / batch_size}
     print()
     for name, of_image in flops.items():

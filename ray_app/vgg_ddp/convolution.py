@@ -6,20 +6,19 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.grad import conv2d_input
 
-from vgg_ddp.winograd import Tiling, WinogradConvolution, tiling_of
+from vgg_ddp.winograd import MAP_OF_2, Tiling, WinogradConvolution, tiling_of
 
 # On larger maps the general convolution is as fast, but for Winograd's.
 LARGEST_MAP = 4
 # With fewer channels, or tiles in a batch, the transforms take longer than the products that they spare.
 LEAST_CHANNELS = 128
 LEAST_TILES = 32
-# The four pixels of a 2 x 2 map. Between them lie 16 of the 36 products of a padded convolution; the others meet zeros.
-PIXELS = [(row, column) for row in range(2) for column in range(2)]
 
 
 def tiling_that_pays(in_channels: int, out_channels: int, size: int) -> Tiling | None:
     """How Winograd's convolution divides maps of this height and width, where batches are large enough for it."""
-    return tiling_of(size) if min(in_channels, out_channels) >= LEAST_CHANNELS else None
+    tiling = tiling_of(size)
+    return tiling if tiling is MAP_OF_2 or min(in_channels, out_channels) >= LEAST_CHANNELS else None
 
 
 class Conv3x3(nn.Conv2d):
@@ -42,39 +41,9 @@ class Conv3x3(nn.Conv2d):
         if images.device.type != "cpu" or height != width:
             return None
         tiling = tiling_that_pays(channels, self.out_channels, height)
-        is_precise = images.dtype in (torch.float32, torch.float64)
-        if tiling and is_precise and count * (height // tiling.pixels) ** 2 >= LEAST_TILES:
+        if tiling and (tiling is MAP_OF_2 or count * (height // tiling.pixels) ** 2 >= LEAST_TILES):
             return WinogradConvolution
-        if height > LARGEST_MAP:
-            return None
-        return ConvolutionOn2x2 if height == 2 else ConvolutionOnSmallMap
-
-
-class ConvolutionOn2x2(torch.autograd.Function):
-    """One matrix product between all pixels of a 2 x 2 map: 16 taps instead of 36."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, images: Tensor, weight: Tensor) -> Tensor:
-        """Map (N, I, 2, 2), channels last, and filters (O, I, 3, 3) to (N, O, 2, 2) of the images' type."""
-        count, (outs, ins) = len(images), weight.shape[:2]
-        pixels = images.permute(0, 2, 3, 1).reshape(count, 4 * ins)
-        taps = weight.permute(2, 3, 0, 1)
-        blocks = torch.empty(4, outs, 4, ins, dtype=images.dtype)
-        for to_pixel, (to_row, to_column) in enumerate(PIXELS):
-            for from_pixel, (row, column) in enumerate(PIXELS):
-                blocks[to_pixel, :, from_pixel] = taps[row - to_row + 1, column - to_column + 1]
-        matrix = blocks.view(4 * outs, 4 * ins)
-        ctx.save_for_backward(pixels, matrix)
-        return (pixels @ matrix.T).view(count, 2, 2, outs).permute(0, 3, 1, 2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        pixels, matrix = ctx.saved_tensors  # type: ignore[attr-defined]
-        count, outs, ins = len(gradient), gradient.shape[1], pixels.shape[1] // 4
-        gradient = gradient.permute(0, 2, 3, 1).reshape(count, 4 * outs).to(pixels.dtype)
-        of_images = (gradient @ matrix).view(count, 2, 2, ins).permute(0, 3, 1, 2)
-        return of_images, _gradient_of_filters(pixels.view(count, 2, 2, ins), gradient.view(count, 2, 2, outs))
+        return ConvolutionOnSmallMap if height <= LARGEST_MAP else None
 
 
 class ConvolutionOnSmallMap(torch.autograd.Function):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-# bf16 also rounds, and on CPUs only fp32 spares products by Winograd's convolutions: it has to be worth that.
+# bf16 rounds coarsely: it has to be worth that.
 WORTHWHILE_SPEEDUP = 1.5
 MATRIX_SIZE = 512
 

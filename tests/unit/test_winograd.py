@@ -32,14 +32,15 @@ def test_outputs_and_gradients_equal_those_of_torch(size: int) -> None:
     assert found[0].is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("size", [2, 4, 8])
-def test_rounding_of_fp32_is_far_finer_than_that_of_bf16(size: int) -> None:
-    images, filters, weights = make(size, (256, 256), torch.float32)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 3e-6), (torch.bfloat16, 0.025)])
+@pytest.mark.parametrize("size", [2, 4, 8, 16])
+def test_rounding_errors_are_small(size: int, dtype: torch.dtype, bound: float) -> None:
+    images, filters, weights = make(size, (256, 256), dtype)
     found = outputs_and_gradients(WinogradConvolution.apply(images, filters), weights, images, filters)
     precise = [tensor.detach().double().requires_grad_() for tensor in (images, filters)]
     expected = outputs_and_gradients(F.conv2d(*precise, padding=1), weights.double(), *precise)
     for ours, reference in zip(found, expected, strict=True):
-        assert (ours - reference).norm() < 2e-5 * reference.norm()
+        assert (ours - reference).norm() < bound * reference.norm()
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,8 @@ def test_rounding_of_fp32_is_far_finer_than_that_of_bf16(size: int) -> None:
         (32, 64, 4, torch.float32, False),
         (32, 128, 6, torch.float32, False),
         (32, 128, 2, torch.float32, True),
-        (32, 128, 4, torch.bfloat16, False),
+        (32, 128, 4, torch.bfloat16, True),
+        (1, 64, 2, torch.bfloat16, True),
     ],
 )
 def test_taken_where_it_pays(count: int, channels: int, size: int, dtype: torch.dtype, is_taken: bool) -> None:
@@ -61,7 +63,7 @@ def test_taken_where_it_pays(count: int, channels: int, size: int, dtype: torch.
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         output = convolution(images)
         expected = F.conv2d(images, convolution.weight, convolution.bias, padding=1)
-    torch.testing.assert_close(output, expected, rtol=0.01, atol=1e-4 if dtype == torch.float32 else 0.02)
+    assert (output - expected).norm() < (1e-5 if dtype == torch.float32 else 0.025) * expected.norm()
     # Below the sum with the biases.
     assert output.grad_fn is not None
     functions = {output.grad_fn, *(function for function, _ in output.grad_fn.next_functions if function)}
