@@ -79,7 +79,9 @@ def augment(images: Tensor, index: Tensor, plan: EpochPlan, fill: Tensor) -> Ten
     columns = torch.arange(width, device=images.device).expand(len(index), width)
     columns = torch.where(plan.flip[index, None], width - 1 - columns, columns)
     columns = _reflect(columns + shift[:, 1:], width)
-    picked = images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+    # By one index, which takes a quarter of the time of three.
+    pixels = (index[:, None, None] * height + rows[:, :, None]) * width + columns[:, None, :]
+    picked = images.flatten(0, 2).index_select(0, pixels.flatten()).view(*pixels.shape, 3)
     if plan.cutout:
         place = plan.place[index]
         cut_rows = _span(place[:, :1], height, plan.cutout)
@@ -113,7 +115,10 @@ def normalize(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> 
     """
     if images.dtype != torch.uint8:
         raise TypeError(f"expected uint8 images, got {images.dtype}")
-    return ((images.float() - mean) / std).to(dtype).permute(0, 3, 1, 2)
+    # By rows, since three channels are too short for vector instructions.
+    width = images.shape[2]
+    rows = images.float().flatten(2).sub_(mean.repeat(width)).div_(std.repeat(width))
+    return rows.to(dtype).view(images.shape).permute(0, 3, 1, 2)
 
 
 def halve(images: Tensor) -> Tensor:
