@@ -79,7 +79,7 @@ def tiling_of(size: int) -> Tiling | None:
 class WinogradConvolution(torch.autograd.Function):
     """A 3 x 3 convolution with padding 1, on square maps that have a tiling.
 
-    Its rounding errors are hardly larger than those of the plain sum in fp32, and ten times as large in bf16: up to 2 %
+    Its rounding errors are hardly larger than those of the plain sum in fp32, and ten times as large in bf16: some 2 %
     of the result.
     """
 
