@@ -39,7 +39,9 @@ def main() -> None:
         axes.errorbar(petaflops, means, spreads, marker="o", markersize=4, capsize=3, label=label)
         for count, x, y in zip(epochs, petaflops, means, strict=True):
             axes.annotate(f"{count} epochs", (x, y), xytext=(6, -10), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="PFLOP of training (without the optimizer's)", ylabel="test accuracy", xscale="log")
+    axes.set(
+        xlabel="PFLOP of training (plain convolutions, without the optimizer's)", ylabel="test accuracy", xscale="log"
+    )
     axes.margins(x=0.15)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
