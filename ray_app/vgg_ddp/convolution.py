@@ -10,7 +10,7 @@ from vgg_ddp.winograd import MAP_OF_2, Tiling, WinogradConvolution, tiling_of
 
 # On larger maps the general convolution is as fast, but for Winograd's.
 LARGEST_MAP = 4
-# With fewer channels, or tiles in a batch, the transforms take longer than the products that they spare.
+# With fewer channels, or tiles of 4 x 4 in a batch, the transforms take longer than the products that they spare.
 LEAST_CHANNELS = 128
 LEAST_TILES = 32
 
@@ -22,7 +22,7 @@ def tiling_that_pays(in_channels: int, out_channels: int, size: int) -> Tiling |
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3 x 3 convolution with padding 1, in its results and its parameters equal to `nn.Conv2d`."""
+    """A 3 x 3 convolution with padding 1: `nn.Conv2d`, with its parameters and, but for rounding, its results."""
 
     def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1, bias=bias)
