@@ -22,9 +22,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(ROOT / "ray_app"))
 from vgg_ddp.allocation import keep_freed_memory
+from vgg_ddp.replica import DTYPES
 from vgg_ddp.winograd import WinogradConvolution, tiling_of
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Convolution = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -39,16 +39,17 @@ def convolutions(image_size: int = 32) -> list[tuple[int, int, int]]:
     return found
 
 
-def flops_per_image(image_size: int = 32, winograd: bool = False) -> float:
+def flops_per_image(image_size: int = 32, batch_size: int | None = None) -> float:
     """Floating-point operations to train on one image, without products with the padding's zeros.
 
-    Forward, the gradient of the filters, and, but for the first layer, that of the maps cost the same.
+    Convolutions are plain, or with a batch size those that the program takes for it. Forward, the gradient of the
+    filters, and, but for the first layer, that of the maps cost the same.
     """
     total = 0.0
     for index, (ins, outs, size) in enumerate(convolutions(image_size)):
         # Of the three rows of a filter, one lies outside at each border.
         taps = (3 * size - 2) ** 2
-        tiling = tiling_that_pays(ins, outs, size) if winograd else None
+        tiling = tiling_that_pays(batch_size, ins, outs, size) if batch_size else None
         if tiling:
             taps = (size // tiling.pixels * len(tiling.of_taps)) ** 2
         total += 2.0 * ins * outs * taps * (3 if index else 2)
@@ -130,7 +131,7 @@ def main() -> None:
         print(f"  {name:<22} {middle:8.1f} images/s  ({spread})  {middle / reference:5.2f} x the tutorial's")
     precision = choose_precision("auto", torch.device("cpu"))
     limit = statistics.median(results[f"limit, {precision}"]) * flops_per_image()
-    of_layers = flops_per_image(winograd=True)
+    of_layers = flops_per_image(batch_size=batch_size)
     flops = {"classic, 1 process": of_layers, "fast, 1 process": of_layers + flops_of_muon() / batch_size}
     print()
     for name, of_image in flops.items():

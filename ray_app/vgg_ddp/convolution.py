@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.grad import conv2d_input
 
-from vgg_ddp.winograd import MAP_OF_2, Tiling, WinogradConvolution, tiling_of
+from vgg_ddp.winograd import TILES_OF_4, Tiling, WinogradConvolution, tiling_of
 
 # On larger maps the general convolution is as fast, but for Winograd's.
 LARGEST_MAP = 4
@@ -15,10 +15,13 @@ LEAST_CHANNELS = 128
 LEAST_TILES = 32
 
 
-def tiling_that_pays(in_channels: int, out_channels: int, size: int) -> Tiling | None:
-    """How Winograd's convolution divides maps of this height and width, where batches are large enough for it."""
+def tiling_that_pays(count: int, in_channels: int, out_channels: int, size: int) -> Tiling | None:
+    """How Winograd's convolution divides so many maps of this height and width, where it takes the least time."""
     tiling = tiling_of(size)
-    return tiling if tiling is MAP_OF_2 or min(in_channels, out_channels) >= LEAST_CHANNELS else None
+    if tiling is not TILES_OF_4:
+        return tiling
+    tiles = count * (size // tiling.pixels) ** 2
+    return tiling if min(in_channels, out_channels) >= LEAST_CHANNELS and tiles >= LEAST_TILES else None
 
 
 class Conv3x3(nn.Conv2d):
@@ -40,8 +43,7 @@ class Conv3x3(nn.Conv2d):
         count, channels, height, width = images.shape
         if images.device.type != "cpu" or height != width:
             return None
-        tiling = tiling_that_pays(channels, self.out_channels, height)
-        if tiling and (tiling is MAP_OF_2 or count * (height // tiling.pixels) ** 2 >= LEAST_TILES):
+        if tiling_that_pays(count, channels, self.out_channels, height):
             return WinogradConvolution
         return ConvolutionOnSmallMap if height <= LARGEST_MAP else None
 

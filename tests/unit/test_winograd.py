@@ -53,6 +53,7 @@ def test_rounding_errors_are_small(size: int, dtype: torch.dtype, bound: float) 
         (32, 128, 6, torch.float32, False),
         (32, 128, 2, torch.float32, True),
         (32, 128, 4, torch.bfloat16, True),
+        (31, 128, 4, torch.bfloat16, False),
         (1, 64, 2, torch.bfloat16, True),
     ],
 )
@@ -63,7 +64,9 @@ def test_taken_where_it_pays(count: int, channels: int, size: int, dtype: torch.
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         output = convolution(images)
         expected = F.conv2d(images, convolution.weight, convolution.bias, padding=1)
-    assert (output - expected).norm() < (1e-5 if dtype == torch.float32 else 0.025) * expected.norm()
+    # In bf16, Winograd's rounds more coarsely.
+    atol = 1e-4 if dtype == torch.float32 else 0.08 if is_taken else 0.02
+    torch.testing.assert_close(output, expected, rtol=0.01, atol=atol)
     # Below the sum with the biases.
     assert output.grad_fn is not None
     functions = {output.grad_fn, *(function for function, _ in output.grad_fn.next_functions if function)}
