@@ -59,7 +59,7 @@ def test_one_host_listens_on_loopback_and_asks_for_its_token(one_host: OneHost) 
 def test_two_hosts_share_s3_resume_there_and_admit_nobody_else(submit: Submit, simulate: Simulate) -> None:
     # An apostrophe in a hyperparameter: the SDK's scripts in the container would break on it as it is.
     uri = "s3://bucket/it's/checkpoints"
-    request = submit(*TINY, "--epochs", 1, "--batch-size", 4, "--instance-count", 2, "--checkpoint-uri", uri)
+    request = submit(*TINY, "--epochs", 4, "--batch-size", 2, "--instance-count", 2, "--checkpoint-uri", uri)
     job = simulate(request, shm="2g")
     job.start()
     head, other = job.hosts
