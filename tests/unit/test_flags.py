@@ -110,6 +110,15 @@ def test_help_answers_at_once() -> None:
     assert 0 < statistics.median(taken) < HELP_SECONDS, taken
 
 
+def test_help_ends_quietly_where_nobody_reads_on() -> None:
+    command = [sys.executable, str(MAIN), "--help"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(60) == 0
+
+
 def test_help_names_every_field_and_imports_nothing_slow() -> None:
     ended = run_command("--help", python_options=("-X", "importtime"))
     imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
