@@ -10,6 +10,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error, refuse_password
+from vgg_ddp.output import outlive_readers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,4 +58,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

@@ -11,6 +11,7 @@ from typing import NoReturn
 from vgg_ddp import torchrun
 from vgg_ddp.config import PROGRAM, TrainConfig
 from vgg_ddp.flags import BAD_INPUT, UsageError, parse_flags, print_usage_error
+from vgg_ddp.output import outlive_readers
 
 
 def main() -> int:
@@ -45,4 +46,5 @@ def end(exit_code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     end(main())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error, refuse_password
+from vgg_ddp.output import outlive_readers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -120,4 +121,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from vgg_ddp.flags import UsageError, flag, parse_flags, quit_with_usage_error, refuse_password
+from vgg_ddp.output import outlive_readers
 
 if TYPE_CHECKING:
     from vgg_ddp.shards import Shard, Written
@@ -149,4 +150,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "ray_app"))
 
 from settings import check_role
 from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error
+from vgg_ddp.output import outlive_readers
 
 # The newest of SageMaker's PyTorch images for inference that SDK 3.27 lists.
 IMAGE_VERSION, IMAGE_PYTHON = "2.6", "py312"
@@ -203,4 +204,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

@@ -19,6 +19,7 @@ from hosts import COORDINATOR_GROUP
 from job import encode
 from settings import PROGRAM, JobConfig, check_role, hyperparameters
 from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error
+from vgg_ddp.output import outlive_readers
 
 if TYPE_CHECKING:
     from sagemaker.train.model_trainer import ModelTrainer
@@ -221,4 +222,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()
     sys.exit(main())

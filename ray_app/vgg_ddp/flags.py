@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -63,20 +62,10 @@ def parse_flags(config_class: type[T], arguments: Sequence[str], program: str, d
                 prog=program,
                 default=tyro.MISSING_NONPROP if default is None else default,
             )
-    except (SystemExit, BrokenPipeError) as end:
-        if isinstance(end, SystemExit) and end.code:
-            raise UsageError(_one_line(complaint.getvalue())) from None
-        _flush_help()
-        raise SystemExit(0) from None
-
-
-def _flush_help() -> None:
-    """Write what is left of the help, unless nobody reads it: `--help | head`."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python would try again as it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as exit_request:
+        if not exit_request.code:
+            raise
+        raise UsageError(_one_line(complaint.getvalue())) from None
 
 
 def _one_line(boxed: str) -> str:

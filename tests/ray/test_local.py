@@ -104,6 +104,15 @@ def test_signalled_process_resumes_to_the_same_weights(
     assert model(tmp_path) == undisturbed
 
 
+def test_run_goes_on_when_what_it_prints_is_read_no_more(undisturbed: bytes, tiny_data: Path, tmp_path: Path) -> None:
+    command = main_command("--num-workers", 0, "--data", tiny_data, "--run-name", "run", *FLAGS)
+    with started(tmp_path, command) as process:
+        assert process.stdout and process.stdout.readline().startswith("Data:")
+        process.stdout.close()
+        assert process.wait(100) == 0
+    assert model(tmp_path) == undisturbed
+
+
 def test_processes_of_torchrun_import_nothing_slow_that_they_do_not_need(two_undisturbed: Path) -> None:
     for rank in range(2):
         modules = set((two_undisturbed / f"modules-{rank}").read_text().splitlines())
