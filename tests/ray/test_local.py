@@ -109,7 +109,7 @@ def test_run_goes_on_when_what_it_prints_is_read_no_more(undisturbed: bytes, tin
     with started(tmp_path, command) as process:
         assert process.stdout and process.stdout.readline().startswith("Data:")
         process.stdout.close()
-        assert process.wait(100) == 0
+        assert process.wait(200) == 0
     assert model(tmp_path) == undisturbed
 
 
