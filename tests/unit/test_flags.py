@@ -4,14 +4,13 @@ import resource
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from command import MAIN
 from vgg_ddp.config import PROGRAM, TrainConfig
 from vgg_ddp.flags import UsageError, flag, parse_flags, quit_with_usage_error
 
-MAIN = Path(__file__).resolve().parents[2] / "ray_app" / "main.py"
 HELP_SECONDS = 1.0
 
 

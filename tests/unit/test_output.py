@@ -5,13 +5,12 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
+from command import MAIN
 from vgg_ddp.output import Outlet
 
-RAY_APP = Path(__file__).resolve().parents[2] / "ray_app"
 # Prints to a pipe, then to no reader, by itself and by a child, and ends with a code of its own.
 PROGRAM = """
 import subprocess, sys
@@ -51,7 +50,7 @@ def test_program_and_its_child_go_on_without_a_reader(unbuffered: str) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=os.environ | {"PYTHONPATH": str(RAY_APP), "PYTHONUNBUFFERED": unbuffered},
+        env=os.environ | {"PYTHONPATH": str(MAIN.parent), "PYTHONUNBUFFERED": unbuffered},
         text=True,
     )
     assert process.stdin and process.stdout
