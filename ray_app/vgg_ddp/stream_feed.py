@@ -14,7 +14,7 @@ import numpy as np
 import ray
 import ray.data
 import torch
-from ray.data import DataContext, ExecutionResources
+from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from vgg_ddp.batches import augment, rank_range
@@ -25,7 +25,8 @@ from vgg_ddp.stream import Batch, Piece, StreamedDataset, cut, decode_piece, fir
 # Images are shuffled within windows of neighbours in the drawn order of row groups.
 WINDOW_IMAGES = 10_000
 WINDOW_BYTES = 2**27
-# Parts of a CPU that a task which decodes takes, as Ray counts; and of the object store that all ranks take together.
+# Parts of a CPU that a task which decodes takes, as Ray counts, where workers leave any; and of the object store that
+# all ranks take together.
 DECODING_CPUS = 0.5
 STORE_SHARE = 0.3
 PREFETCHED_BATCHES = 2
@@ -53,7 +54,7 @@ class StreamFeed:
         image_bytes = dataset.image_size**2 * 3
         window = min(WINDOW_IMAGES, WINDOW_BYTES // image_bytes)
         self._steps_of_window = max(1, window // len(self._mine))
-        _set_up_ray_data(world_size, config.verbose)
+        self._task_options = _set_up_ray_data(world_size, config.verbose)
 
     def train_batches(self, epoch: int, first_step: int) -> Batches:
         plan, mine = draw_plan(self._config, self._dataset.num_train, epoch), self._mine
@@ -85,11 +86,12 @@ class StreamFeed:
         folder, image_size = self._dataset.folder, self._dataset.image_size
 
         def decode(batch: Batch) -> Iterator[Batch]:
-            (index,) = batch["id"]
+            (index,) = batch["item"]
             yield from decode_piece(folder, pieces[index], image_size)
 
-        numbers = ray.data.range(len(pieces), override_num_blocks=len(pieces))
-        images = numbers.map_batches(decode, batch_size=1, num_cpus=DECODING_CPUS)
+        # A range would be made by tasks, too, which ask for a CPU each.
+        numbers = ray.data.from_items(list(range(len(pieces))), override_num_blocks=len(pieces))
+        images = numbers.map_batches(decode, batch_size=1, **self._task_options)
         batches: Iterator[Batch] = iter(
             images.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=PREFETCHED_BATCHES)
         )
@@ -137,8 +139,12 @@ class Unhurried(ExecutionCallback):  # type: ignore[misc]
         self._looked_at = time.monotonic()
 
 
-def _set_up_ray_data(world_size: int, verbose: bool) -> None:
-    """Let the ranks share what the cluster has, and keep the images in order."""
+def _set_up_ray_data(world_size: int, verbose: bool) -> dict[str, object]:
+    """Let the ranks share what the cluster has, and keep the images in order.
+
+    Returns:
+        Options of the tasks that decode.
+    """
     context = DataContext.get_current()
     total = ray.cluster_resources()
     cpus = ray.available_resources().get("CPU", 0.0)
@@ -155,3 +161,9 @@ def _set_up_ray_data(world_size: int, verbose: bool) -> None:
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         # It warns that there is no bar.
         logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    # If the nodes have so much together, one of them has room for a task. Where workers took all CPUs (an elastic group
+    # that grew, or one that lost a node), tasks that ask for one would never start.
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if cpus >= DECODING_CPUS * nodes:
+        return {"num_cpus": DECODING_CPUS}
+    return {"num_cpus": 0, "compute": TaskPoolStrategy(size=1)}

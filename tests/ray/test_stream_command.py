@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from command import ROOT, main_command, run_main, started, wait_until
+from vgg_ddp.limits import usable_cores
 
 pytestmark = pytest.mark.slow
 
@@ -57,6 +58,15 @@ def test_image_that_cannot_be_decoded_ends_the_run_with_its_name(
     assert result.returncode == 2, result.stdout + result.stderr
     (line,) = result.stderr.splitlines()
     assert re.match(rf"error: row \d+ of {split}.parquet holds a broken image \(not PNG or JPEG\)", line)
+
+
+def test_workers_that_take_all_cpus_leave_room_to_decode(numbered_images: Path, tmp_path: Path) -> None:
+    # An elastic run takes all workers that fit, two for each core.
+    workers = 2 * usable_cores()
+    flags = ("--data", numbered_images, "--ingest", "stream", "--device", "cpu", "--epochs", 1)
+    flags += ("--min-workers", 1, "--num-workers", workers, "--batch-size", 2 * workers, "--recipe", "classic")
+    result = run_main(*flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 # Four tasks at once on one CPU, then nothing to do for longer than Ray usually waits.
