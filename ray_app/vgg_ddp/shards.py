@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vgg_ddp.flags import UsageError
 from vgg_ddp.image_folder import ImageFile, printable
 from vgg_ddp.images import as_png_or_jpeg
 from vgg_ddp.storage import Folder
@@ -77,6 +78,7 @@ def write_shards(output: str, shards: Sequence[Shard], settings: Settings, proce
 
     Raises:
         OSError: if the output cannot be written.
+        UsageError: naming the file that cannot be read.
         BrokenProcessPool: if one of the processes was killed.
     """
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _end_with_the_command) as pool:
@@ -120,10 +122,19 @@ def _complete(output: str, shard: Shard, settings: Settings) -> Written:
 
 
 def _read(path: Path) -> bytes:
+    """Content of a file.
+
+    Raises:
+        OSError: if it is no file.
+        UsageError: if it is one, but cannot be read: another time it may be.
+    """
     if not path.is_file():
         # A pipe, for example, would never end.
         raise OSError("no regular file" if path.exists() else "a link to nothing")
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _read_note(folder: Folder, name: str) -> dict[str, Any] | None:

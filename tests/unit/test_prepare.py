@@ -3,6 +3,8 @@
 import csv
 import io
 import os
+import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -105,6 +107,18 @@ def test_images_of_all_kinds_become_png_or_are_named(folder: Path, tmp_path: Pat
         assert (grey.min(), grey.max()) == (0, 254)
     assert decode_image(stored["huge.jpg"], 32)[5, 5] == pytest.approx([9, 90, 200], abs=3)
     assert sum(len(read_split(str(tmp_path / "out"), split, 32)[0]) for split in ("train", "test")) == 72
+
+
+def test_file_that_cannot_be_read_now_ends_the_command_and_is_stored_by_the_next(folder: Path, tmp_path: Path) -> None:
+    # A regular file that even root cannot read.
+    (folder / "ant" / "unreadable.jpg").symlink_to("/proc/self/mem")
+    result = run(folder, tmp_path / "out", "--images-per-shard", 20)
+    assert result.returncode == 2
+    assert re.fullmatch(r"error: .*/ant/unreadable.jpg cannot be read: Input/output error.\n", result.stderr)
+    (folder / "ant" / "unreadable.jpg").unlink()
+    shutil.copy(folder / "ant" / "0.jpg", folder / "ant" / "unreadable.jpg")
+    result = run(folder, tmp_path / "out", "--images-per-shard", 20)
+    assert "Stored 61 images; 0 files are no images." in result.stdout
 
 
 def test_images_may_be_stored_in_one_size(folder: Path, tmp_path: Path) -> None:
