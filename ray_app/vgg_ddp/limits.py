@@ -10,11 +10,15 @@ def available_memory_bytes(root: Path = Path("/")) -> int:
     """Memory that this machine, or the control group that this process is in, has left."""
     meminfo = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
     available = int(meminfo["MemAvailable"].split()[0]) * 1024
-    v2, v1 = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
-    for limit, used in _control_group_settings(root, "memory", v2, v1):
+    v2 = ("memory.max", "memory.current", "memory.stat")
+    v1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
+    for limit, used, *statistics in _control_group_settings(root, "memory", v2, v1):
         # Where there is no limit, it is max, or a number beyond any memory.
         if limit != "max":
-            available = min(available, int(limit) - int(used))
+            sizes = dict(zip(statistics[::2], map(int, statistics[1::2]), strict=True))
+            # Files that were read stay in memory until it is wanted for something else.
+            cached = sizes.get("total_inactive_file", sizes["inactive_file"])
+            available = min(available, int(limit) - int(used) + cached)
     return max(0, available)
 
 

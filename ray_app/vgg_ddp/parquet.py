@@ -21,6 +21,7 @@ from vgg_ddp.storage import Folder
 
 IMAGE_COLUMNS = ("img", "image")
 FILES_AT_A_TIME = 16
+ROWS_AT_A_TIME = 1000
 T = TypeVar("T")
 
 
@@ -54,18 +55,18 @@ def read_split(
     """
     folder, files = find_files(location, split)
     names: dict[str, tuple[str, ...] | None] = {}
-    images, labels = [], []
+    images, labels = [np.empty((0, image_size, image_size, 3), np.uint8)], [np.empty(0, np.int64)]
     for file in files:
-        table = _read_table(folder, file)
-        names[file] = class_names(table.schema)
-        labels.append(read_labels(table, file))
-        images.append(decode_images(table, file, image_size))
+        with open_file(folder, file) as parquet:
+            names[file] = class_names(parquet.file.schema_arrow)
+            row = 0
+            # Encoded images can be much larger than decoded ones: some at a time.
+            for batch in parquet.file.iter_batches(ROWS_AT_A_TIME, columns=list(parquet.columns)):
+                table = parquet.rename(pa.Table.from_batches([batch]))
+                labels.append(read_labels(table, file, row))
+                images.append(decode_images(table, file, image_size, row))
+                row += len(batch)
     return np.concatenate(images), np.concatenate(labels), agree_on_classes(names, location)
-
-
-def _read_table(folder: Folder, file: str) -> pa.Table:
-    with open_file(folder, file) as parquet:
-        return parquet.rename(parquet.file.read(columns=list(parquet.columns)))
 
 
 @dataclass(frozen=True)
@@ -202,8 +203,7 @@ def decode_images(
                     f"row {first_row + row} of {file} holds a broken image ({error}): expected PNG or JPEG bytes."
                 ) from error
 
-    chunk = 1000
-    chunks = [range(start, min(start + chunk, len(encoded))) for start in range(0, len(encoded), chunk)]
+    chunks = [range(start, min(start + 100, len(encoded))) for start in range(0, len(encoded), 100)]
     with ThreadPoolExecutor(threads or usable_cores()) as pool:
         for _ in pool.map(decode_rows, chunks):
             pass

@@ -14,6 +14,10 @@ from vgg_ddp.ray_environment import PACKAGE
 MIB = 2**20
 V2, V1 = "0::/mine\n", "9:cpu,cpuacct:/other\n4:memory:/mine\n0::/\n"
 NO_LIMIT = 9223372036854771712
+# Two megabytes of what is used are files that were read.
+STAT = f"anon {MIB}\ninactive_file {2 * MIB}\nactive_file {MIB}"
+V1_STAT = f"inactive_file 4096\ntotal_rss {MIB}\ntotal_inactive_file {2 * MIB}"
+V1_FOLDER = "memory/mine/memory"
 
 
 def write_groups(root: Path, groups: str, files: dict[str, object]) -> None:
@@ -28,19 +32,19 @@ def write_groups(root: Path, groups: str, files: dict[str, object]) -> None:
     ("groups", "files", "expected"),
     [
         (V2, {}, 100),
-        (V2, {"mine/memory.max": "max", "mine/memory.current": 5 * MIB}, 100),
-        (V2, {"mine/memory.max": 60 * MIB, "mine/memory.current": 20 * MIB}, 40),
-        (V2, {"mine/memory.max": 20 * MIB, "mine/memory.current": 21 * MIB}, 0),
+        (V2, {"mine/memory.max": "max", "mine/memory.current": 5 * MIB, "mine/memory.stat": STAT}, 100),
+        (V2, {"mine/memory.max": 60 * MIB, "mine/memory.current": 22 * MIB, "mine/memory.stat": STAT}, 40),
+        (V2, {"mine/memory.max": 20 * MIB, "mine/memory.current": 23 * MIB, "mine/memory.stat": STAT}, 0),
         # A container that sees its group as the root.
-        (V2, {"memory.max": 60 * MIB, "memory.current": 20 * MIB}, 40),
-        (V1, {"memory/mine/memory.limit_in_bytes": NO_LIMIT, "memory/mine/memory.usage_in_bytes": 5 * MIB}, 100),
-        (V1, {"memory/mine/memory.limit_in_bytes": 60 * MIB, "memory/mine/memory.usage_in_bytes": 20 * MIB}, 40),
+        (V2, {"memory.max": 60 * MIB, "memory.current": 22 * MIB, "memory.stat": STAT}, 40),
+        (V1, {f"{V1_FOLDER}.limit_in_bytes": NO_LIMIT, f"{V1_FOLDER}.usage_in_bytes": 5 * MIB}, 100),
+        (V1, {f"{V1_FOLDER}.limit_in_bytes": 60 * MIB, f"{V1_FOLDER}.usage_in_bytes": 22 * MIB}, 40),
     ],
 )
 def test_memory_left_is_that_of_the_machine_or_of_its_control_group(
     groups: str, files: dict[str, object], expected: int, tmp_path: Path
 ) -> None:
-    write_groups(tmp_path, groups, files)
+    write_groups(tmp_path, groups, files if groups == V2 else files | {f"{V1_FOLDER}.stat": V1_STAT})
     (tmp_path / "proc/meminfo").write_text("MemTotal: 204800 kB\nMemAvailable: 102400 kB\n")
     assert available_memory_bytes(tmp_path) == expected * MIB
 
