@@ -10,6 +10,7 @@ from datetime import timedelta
 from vgg_ddp.report import (
     PROFILE_FILE,
     PROGRESS_FILE,
+    Row,
     format_row,
     read_metrics,
     read_progress,
@@ -36,7 +37,7 @@ class Follower:
         self._started_at = started_at
         self._saw_first_step = False
         self._awaits_profile = run.config.profile
-        self._printed = 0
+        self._shown: list[Row] = []
         has_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         self.live_seconds = LIVE_SECONDS["local" if run.folder.is_local else "remote"] if has_terminal else None
         self._bar = Bar(self._epochs) if has_terminal else None
@@ -78,11 +79,11 @@ class Follower:
             print(self._run.read(PROFILE_FILE).decode(), flush=True)
             self._awaits_profile = False
         rows = read_metrics(self._run)
-        # A restart takes the last epochs back: print them again once they are done again.
-        self._printed = min(self._printed, len(rows))
-        for row in rows[self._printed :]:
+        # A restart takes the last epochs back: they are shown again once they are done again.
+        known = [row["time"] == shown["time"] for row, shown in zip(rows, self._shown, strict=False)]
+        for row in rows[[*known, False].index(False) :]:
             print(format_row(row, self._epochs), flush=True)
-        self._printed = len(rows)
+        self._shown = rows
 
 
 class Bar:

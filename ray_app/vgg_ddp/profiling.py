@@ -21,6 +21,9 @@ class StepProfiler:
 
     def __init__(self, run: Folder, saver: Saver, device: torch.device) -> None:
         self._run, self._saver, self._device = run, saver, device
+        # Of a resumed run, these are of before.
+        for name in (PROFILE_FILE, TRACE_FILE):
+            saver.note(lambda name=name: run.delete(name))  # type: ignore[misc]
         # Else it prints what it starts and stops, and that it looked for a GPU in vain.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")

@@ -47,6 +47,8 @@ def test_live_progress_tells_the_speed_since_it_was_written_last(run: Folder, mo
 
 
 def test_profile_covers_a_few_steps_and_names_what_took_the_time(run: Folder) -> None:
+    # Of before the run was resumed: whoever waits for the new one must not find it.
+    run.write(PROFILE_FILE, b"the old table")
     profiler = StepProfiler(run, Saver(run, rank=0), CPU)
     matrix = torch.ones(400, 400)
     for _ in range(SKIPPED_STEPS + WARMUP_STEPS + STEPS):
