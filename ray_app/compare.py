@@ -1,6 +1,6 @@
 """Several runs in one table and one picture: python ray_app/compare.py RUN RUN ...
 
-Exit codes: 0 done; 2 the input cannot be used.
+Exit codes: 0 done; 2 the input cannot be used; 130 stopped by Ctrl-C.
 """
 
 import dataclasses
@@ -54,6 +54,8 @@ def main() -> int:
         print(f"\nCurves: {Path(config.output).resolve()}")
     except UsageError as error:
         quit_with_usage_error(error)
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

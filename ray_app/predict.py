@@ -1,6 +1,6 @@
 """Classes of images, or accuracy on a split: python ray_app/predict.py RUN_OR_MODEL image.png ...
 
-Exit codes: 0 done; 2 the input cannot be used.
+Exit codes: 0 done; 2 the input cannot be used; 130 stopped by Ctrl-C.
 """
 
 import dataclasses
@@ -117,6 +117,8 @@ def main() -> int:
         (evaluate if config.data else classify)(classifier, config)
     except UsageError as error:
         quit_with_usage_error(error)
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

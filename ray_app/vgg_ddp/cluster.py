@@ -1,7 +1,6 @@
 """The Ray cluster of a run: join one or start one, and check that it can hold the workers."""
 
 import logging
-import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +9,12 @@ from typing import Any
 
 import ray
 import yaml
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vgg_ddp import allocation
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError
 from vgg_ddp.limits import usable_cores
 from vgg_ddp.ray_environment import LOCAL, PACKAGE
-from vgg_ddp.storage import Folder
 
 Resources = dict[str, float]
 CONNECT_SECONDS = 5.0
@@ -106,15 +103,23 @@ def largest_share(nodes: Sequence[Resources], workers: int, use_gpu: bool, part_
     return 0.0
 
 
-def place_workers(config: TrainConfig, cluster_file: Path = CLUSTER_FILE) -> Placement:
+def cpus_of_worker(config: TrainConfig, nodes: Sequence[Resources], use_gpu: bool) -> float:
+    """CPUs that each worker asks for, up to one, so that all of them fit; of an elastic run, the fewest of them."""
+    # What decodes images while training goes on needs CPUs, too.
+    most = 0.5 if config.ingest == "stream" else 1.0
+    share = largest_share(nodes, config.min_workers or config.num_workers, use_gpu, most)
+    return min(share, most) if config.min_workers else share
+
+
+def place_workers(config: TrainConfig, own_cluster: bool = False) -> Placement:
     """Choose GPUs where there is one for every worker (or they are asked for), else CPUs, fractions of them if need be.
 
-    What an autoscaler may still bring counts like what is there: Ray Train waits for it.
+    What an autoscaler may still bring to a cluster that was joined counts like what is there: Ray Train waits for it.
 
     Raises:
         UsageError: if there are fewer GPUs than --device gpu needs, or no CPUs.
     """
-    present, possible = ray.cluster_resources(), largest_cluster(cluster_file.expanduser())
+    present, possible = ray.cluster_resources(), [] if own_cluster else largest_cluster(CLUSTER_FILE.expanduser())
     cpus, gpus = (max(present.get(kind, 0.0), _total(possible, kind)) for kind in ("CPU", "GPU"))
     gpus = int(gpus)
     # An elastic run starts with what is there.
@@ -132,46 +137,12 @@ def place_workers(config: TrainConfig, cluster_file: Path = CLUSTER_FILE) -> Pla
             f"--device {config.device}: Ray sees no CPUs to train on; wait until the cluster's machines are up "
             "(ray status)."
         )
-    # What decodes images while training goes on needs CPUs, too.
-    most = 0.5 if config.ingest == "stream" else 1.0
-    if config.min_workers:
-        # An elastic run takes what is there.
-        cpu_share = most
-    else:
-        is_there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        kind = "GPU" if use_gpu else "CPU"
-        nodes = max(is_there, possible, key=lambda nodes: _total(nodes, kind))
-        cpu_share = largest_share(nodes, workers, use_gpu, most)
-    per_worker = {"CPU": cpu_share} | ({"GPU": 1.0} if use_gpu else {})
+    is_there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    kind = "GPU" if use_gpu else "CPU"
+    nodes = max(is_there, possible, key=lambda nodes: _total(nodes, kind))
+    per_worker = {"CPU": cpus_of_worker(config, nodes, use_gpu)} | ({"GPU": 1.0} if use_gpu else {})
     return Placement(per_worker, use_gpu)
 
 
 def _total(nodes: Sequence[Resources], kind: str) -> float:
     return sum(node.get(kind, 0.0) for node in nodes)
-
-
-def require_shared(folder: Folder) -> None:
-    """Check that every machine of the cluster sees the run folder.
-
-    Raises:
-        UsageError: naming the machines that do not.
-    """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) == 1 or not folder.is_local:
-        return
-
-    @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
-    def sees(path: str) -> bool:
-        return os.path.isdir(path)
-
-    def ask(node: dict[str, Any]) -> "ray.ObjectRef[bool]":
-        strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        return sees.options(scheduling_strategy=strategy).remote(folder.path)
-
-    answers = ray.get([ask(node) for node in nodes])
-    blind = [node["NodeManagerAddress"] for node, sees_it in zip(nodes, answers, strict=True) if not sees_it]
-    if blind:
-        raise UsageError(
-            f"--storage-path {folder.path} is not on {', '.join(blind)}: several machines need a folder that all of "
-            "them share (NFS), or a URI such as s3://bucket/runs."
-        )

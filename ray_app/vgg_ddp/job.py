@@ -20,6 +20,7 @@ class Job:
         run: the run folder; None in a process of torchrun's that is not rank 0, which then asks rank 0.
         use_gpu: whether each worker has a GPU of its own.
         is_local: whether Ray's local mode runs the loop, in the driver's process.
+        claim: a file that the driver keeps beside the run folder, where that lies on a disk.
         phases: when each phase of starting up was over so far, in seconds since 1970.
         batch_norm: False only in tests, for a model whose gradients do not depend on how a batch is split.
         stop_requested: whether this run has been asked to save and stop.
@@ -31,6 +32,7 @@ class Job:
     run: Folder | None
     use_gpu: bool
     is_local: bool
+    claim: str | None = None
     phases: dict[str, float] = field(default_factory=dict)
     batch_norm: bool = True
     stop_requested: Callable[[], bool] | None = None

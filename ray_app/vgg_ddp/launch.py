@@ -17,8 +17,7 @@ from vgg_ddp.flags import BAD_INPUT, UsageError
 from vgg_ddp.follower import Follower
 from vgg_ddp.ingest import Inputs, choose_ingest, load
 from vgg_ddp.report import CURVES_FILE, Row, format_summary, read_metrics, write_curves
-from vgg_ddp.runs import Run, claimed, open_run, require_writable
-from vgg_ddp.storage import Folder
+from vgg_ddp.runs import Run, claim_file, claimed, open_run, require_writable
 from vgg_ddp.stream import StreamedDataset
 from vgg_ddp.tracking import recorded, require_mlflow
 
@@ -37,7 +36,7 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
     The command was given at `started_at`, in seconds since 1970.
 
     Raises:
-        UsageError: if the input cannot be used; no run folder is made then.
+        UsageError: if the input cannot be used.
     """
     run = open_run(config, arguments)
     if run.config.num_workers and torchrun.has_started_this():
@@ -124,11 +123,10 @@ def _train_on_cluster(
             connection = cluster.connect(address, run.config.verbose)
         phases["Ray started"] = time.time()
         cluster.start_coordinator()
-        placement = cluster.place_workers(run.config)
+        placement = cluster.place_workers(run.config, own_cluster=address == ray_environment.LOCAL)
         inputs = loading.result()
         phases["images decoded"] = time.time()
         run = with_batch_size(run, inputs.dataset, run.config.num_workers)
-        cluster.require_shared(Folder.at(run.config.storage_path))
         afterwards.enter_context(recorded(run))
         _announce(run, inputs.dataset)
         kind = "GPU" if placement.use_gpu else "CPU"
@@ -202,6 +200,7 @@ def _fit(
         run.folder,
         placement.use_gpu,
         is_local=False,
+        claim=claim_file(run),
         phases=phases,
         stop_requested=stop_flag.is_up,
         live_seconds=live_seconds,

@@ -16,6 +16,9 @@ DEFAULTS = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # The dashboard of a cluster that stays can tell of its runs: /api/train/v2/runs/v1.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    # How long the controller waits for machines. One that comes in place of another takes minutes to boot, and a busy
+    # laptop takes some to import torch in every worker: after Ray's 60 s it would start over, three times at most.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1200",
 }
 LOCAL_DEFAULTS = {
     # An actor more to start, whose memory would end with the run.
@@ -24,8 +27,6 @@ LOCAL_DEFAULTS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # One machine has no node that could go before the others: the watcher for that would only take time to start.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # A busy laptop can take longer than Ray's 60 s to import torch in every worker, and would then start over for ever.
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
 }
 STREAMING_DEFAULTS = {
     # Ray ends processes that had nothing to do for a second. Those that decode wait between two row groups, and new

@@ -74,7 +74,6 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
     for field in ("data", "ingest"):
         if getattr(config, field) == "auto":
             config = replace(config, **{field: getattr(started_with, field)})
-    config.check_pairs()
     for field in TRAJECTORY_FIELDS:
         given, before = getattr(config, field), getattr(started_with, field)
         if given != before:
@@ -82,7 +81,22 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
                 f"{flag(field)} {given}: run {name} was started with {before}; leave it out to resume, or give "
                 "another --run-name to start anew."
             )
+    _expect_even_split(config, name)
+    config.check_pairs()
     return Run(config, name, folder, exists=True)
+
+
+def _expect_even_split(config: TrainConfig, name: str) -> None:
+    """Check that the batches of a run that was started can be split over its workers now."""
+    workers = torchrun.world_size() if torchrun.has_started_this() else max(1, config.num_workers)
+    batch = config.batch_size
+    if batch and config.min_workers is None and batch % workers:
+        fitting = [count for count in range(1, batch // config.least_images_of_worker + 1) if batch % count == 0]
+        near = [*[count for count in fitting if count < workers][-1:], *[n for n in fitting if n > workers][:1]]
+        raise UsageError(
+            f"--num-workers {workers}: run {name} has batches of {batch} images, which so many workers cannot split "
+            f"evenly: use {' or '.join(map(str, near))}."
+        )
 
 
 def _new_name() -> str:
@@ -119,6 +133,12 @@ def require_writable(run: Run) -> None:
         raise UsageError(f"--storage-path {run.config.storage_path} cannot be written: {error}") from error
 
 
+def claim_file(run: Run) -> str | None:
+    """The file by which a command keeps others from its run; None where the run does not lie on a disk."""
+    root = Folder.at(run.config.storage_path)
+    return (root / f".running-{run.name}").path if root.is_local else None
+
+
 @contextmanager
 def claimed(run: Run) -> Iterator[None]:
     """Keep other commands from going on with the same run meanwhile, where its folder lies on a disk.
@@ -126,11 +146,10 @@ def claimed(run: Run) -> Iterator[None]:
     Raises:
         UsageError: if another command does it already.
     """
-    root = Folder.at(run.config.storage_path)
-    if not (root.is_local and torchrun.is_rank_zero()):
+    path = claim_file(run)
+    if path is None or not torchrun.is_rank_zero():
         yield
         return
-    path = (root / f".running-{run.name}").path
     with open(path, "w") as lock:
         try:
             # Let go of when this process ends, however it ends.
@@ -139,8 +158,8 @@ def claimed(run: Run) -> Iterator[None]:
             # Any other error: a file system without locks.
             if isinstance(error, BlockingIOError):
                 raise UsageError(
-                    f"run {run.name} in --storage-path {root} is under way: wait for its end, or give another "
-                    "--run-name."
+                    f"run {run.name} in --storage-path {os.path.dirname(path)} is under way: wait for its end, or give "
+                    "another --run-name."
                 ) from None
         try:
             yield

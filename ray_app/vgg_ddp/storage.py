@@ -60,11 +60,14 @@ class Folder:
         """The folder at a local path (made absolute) or a URI.
 
         Raises:
-            ValueError: if the URI's scheme is not known.
+            ValueError: if the URI's scheme is not known, or needs a package that is not there.
         """
         if "://" not in location:
             return cls(fs.LocalFileSystem(), absolute(location))
-        filesystem, path = fs.FileSystem.from_uri(location)
+        try:
+            filesystem, path = fs.FileSystem.from_uri(location)
+        except ImportError as error:
+            raise ValueError(str(error)) from error
         if isinstance(filesystem, fs.S3FileSystem):
             filesystem = PatientS3FileSystem(**_options(filesystem))
         return cls(filesystem, path.rstrip("/"))

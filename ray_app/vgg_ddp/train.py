@@ -1,12 +1,14 @@
 """What each worker runs: resume, then train epoch by epoch. The same under Ray Train and torchrun."""
 
 import logging
+import os
 import time
 from datetime import timedelta
 
 import ray
 import ray.train
 import ray.train.torch
+import ray.util
 import torch
 import torch.distributed as dist
 
@@ -42,12 +44,8 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
     keep_freed_memory()
     torch.set_num_threads(max(1, usable_cores() // context.get_local_world_size()))
     inputs = ray.get(job.inputs) if isinstance(job.inputs, ray.ObjectRef) else job.inputs
-    found = set(from_all_ranks(f"{inputs.dataset.name}, {inputs.dataset.num_train:,} training images"))
-    if len(found) > 1:
-        # Each of torchrun's processes looks for itself.
-        return Outcome(
-            "refused", f"the workers found different images ({'; '.join(sorted(found))}): give another --data."
-        )
+    if refusal := _refuse_machines(job, inputs):
+        return Outcome("refused", refusal)
     run, precision, newest = from_rank_zero(lambda: _start(job, device))
     if refusal := _refuse_start(job, inputs, precision, newest):
         return Outcome("refused", refusal)
@@ -79,6 +77,26 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
     if worker.saver.failure:
         return Outcome("unsaved", worker.saver.failure, worker.progress.step)
     return outcome or Outcome("finished", step=worker.progress.step)
+
+
+def _refuse_machines(job: Job, inputs: Inputs) -> str | None:
+    """Why the machines cannot train together; None if they can. A collective."""
+    is_blind = job.claim is not None and not os.path.isfile(job.claim)
+    images = f"{inputs.dataset.name}, {inputs.dataset.num_train:,} training images"
+    answers = from_all_ranks((images, ray.util.get_node_ip_address() if is_blind else None))
+    found = sorted({images for images, _ in answers})
+    if len(found) > 1:
+        # Each of torchrun's processes looks for itself.
+        return f"the workers found different images ({'; '.join(found)}): give another --data."
+    blind = sorted({node for _, node in answers if node})
+    if blind:
+        # A folder of that name may be there: only the file tells that it is the same one.
+        assert job.claim is not None
+        return (
+            f"--storage-path {os.path.dirname(job.claim)} of the driver is not on {', '.join(blind)}: several machines "
+            "need a folder that all of them share (NFS), or a URI such as s3://bucket/runs."
+        )
+    return None
 
 
 def _refuse_start(job: Job, inputs: Inputs, precision: str, newest: str | None) -> str | None:

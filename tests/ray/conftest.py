@@ -53,6 +53,7 @@ def train(
         batch_norm: bool = True,
         stop_requested: Callable[[], bool] | None = None,
         run_name: str | None = None,
+        claim: str | None = None,
         **settings: object,
     ) -> tuple[Outcome, list[Row]]:
         config = dataclasses.replace(
@@ -62,7 +63,7 @@ def train(
         )
         folder = runs / (run_name or f"run-{uuid.uuid4().hex[:6]}")
         inputs = ray.put(Inputs(tiny_dataset))
-        job = Job(config, inputs, folder, False, False, batch_norm=batch_norm, stop_requested=stop_requested)
+        job = Job(config, inputs, folder, False, False, claim, batch_norm=batch_norm, stop_requested=stop_requested)
         placement = cluster.place_workers(config)
         trainer = build_trainer(job, folder, placement.resources_per_worker, own_cluster=True)
         outcome: Outcome = trainer.fit().return_value

@@ -1,8 +1,10 @@
 """What Ray's workers compute together."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from ray.util import get_node_ip_address
 from ray.util.state import list_actors
 
 from vgg_ddp.job import Outcome
@@ -49,6 +51,13 @@ def test_run_resumed_on_another_number_of_workers_follows_the_same_loss_curve_wi
     outcome, rows = train(1, run_name="resized", **SETTINGS)
     assert outcome.kind == "finished"
     assert_same_losses(rows, curves[2])
+
+
+def test_machine_that_does_not_see_the_drivers_disk_is_refused(train: Train, tmp_path: Path) -> None:
+    # The folder is there, as it may be on another machine; the driver's file in it is not.
+    outcome, rows = train(2, claim=str(tmp_path / ".running-run"), **SETTINGS)
+    assert (outcome.kind, rows) == ("refused", [])
+    assert outcome.message.startswith(f"--storage-path {tmp_path} of the driver is not on {get_node_ip_address()}: ")
 
 
 def test_every_test_image_is_counted_once_by_three_workers(curves: dict[int, list[Row]]) -> None:

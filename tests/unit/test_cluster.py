@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vgg_ddp.cluster import Resources, largest_cluster, largest_share
+from vgg_ddp.cluster import Resources, cpus_of_worker, largest_cluster, largest_share
+from vgg_ddp.config import TrainConfig
 
 
 def test_autoscaler_brings_each_type_of_node_up_to_its_maximum(tmp_path: Path) -> None:
@@ -53,3 +54,13 @@ def test_workers_with_gpus_share_the_cpus_of_the_nodes_that_have_gpus() -> None:
     assert largest_share(nodes, 4, use_gpu=True) == 0.5
     assert largest_share(nodes, 2, use_gpu=True) == 1.0
     assert largest_share(nodes, 4, use_gpu=True, part_of_cpus=0.5) == 0.25
+
+
+def test_workers_of_an_elastic_run_fit_when_there_are_the_fewest_of_them() -> None:
+    nodes: list[Resources] = [{"CPU": 2.0}]
+    shares = [
+        cpus_of_worker(TrainConfig(min_workers=fewest, num_workers=8, ingest=ingest), nodes, use_gpu=False)
+        for ingest in ("memory", "stream")
+        for fewest in (1, 4)
+    ]
+    assert shares == [1.0, 0.5, 0.5, 0.25]

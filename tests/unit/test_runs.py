@@ -1,5 +1,6 @@
 """Which run a command means, and which of its settings may change."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,9 +152,28 @@ def test_settings_that_do_not_decide_the_numbers_may_change(open_with: Callable[
 
 
 @pytest.mark.usefixtures("started")
-def test_wrong_flag_of_a_resume_is_refused(open_with: Callable[..., Run]) -> None:
-    with pytest.raises(UsageError, match="cannot be split evenly over 5 workers"):
-        open_with("--resume", "run", "--num-workers", 5)
+@pytest.mark.parametrize(("workers", "near"), [(5, "4 or 8"), (63, "32 or 64"), (65, "64")])
+def test_workers_that_cannot_split_the_batches_of_a_run_are_refused(
+    open_with: Callable[..., Run], workers: int, near: str
+) -> None:
+    expected = f"run run has batches of 64 images, which so many workers cannot split evenly: use {near}."
+    with pytest.raises(UsageError, match=f"--num-workers {workers}: {re.escape(expected)}"):
+        open_with("--resume", "run", "--num-workers", workers)
+
+
+@pytest.mark.usefixtures("started")
+def test_elastic_run_may_split_its_batches_unevenly(open_with: Callable[..., Run]) -> None:
+    assert open_with("--resume", "run", "--num-workers", 5, "--min-workers", 1).config.num_workers == 5
+
+
+@pytest.mark.usefixtures("started")
+def test_processes_of_torchrun_that_cannot_split_the_batches_of_a_run_are_refused(
+    open_with: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UsageError, match=r"--num-workers 3: .*: use 2 or 4\."):
+        open_with("--resume", "run", "--num-workers", 0)
 
 
 def test_resume_is_checked_against_the_settings_of_the_run(open_with: Callable[..., Run], run: Folder) -> None:
@@ -190,6 +210,12 @@ def test_damaged_config_is_told(open_with: Callable[..., Run], run: Folder, cont
 def test_unknown_scheme_of_the_storage_is_told() -> None:
     config = TrainConfig(storage_path="nosuch://bucket/runs")
     with pytest.raises(UsageError, match="--storage-path nosuch://bucket/runs cannot be read"):
+        open_run(config, [])
+
+
+def test_uri_whose_package_is_missing_is_told() -> None:
+    config = TrainConfig(storage_path="hf://datasets/someone/images")
+    with pytest.raises(UsageError, match="--storage-path hf://datasets/someone/images cannot be read"):
         open_run(config, [])
 
 
