@@ -48,8 +48,10 @@ def open_session(config: JobConfig) -> Any:
     if not boto_session.region_name:
         raise UsageError("--region: no AWS region is configured; give one, such as --region us-east-1.")
     bucket = config.bucket
+    # The SDK would refuse a role that lacks permissions which this job has no use for, such as those of a VPC.
+    # SageMaker itself says in one line what a role lacks.
+    os.environ["SAGEMAKER_VALIDATE_ROLE"] = "false"
     if config.dry_run:
-        os.environ["SAGEMAKER_VALIDATE_ROLE"] = "false"
         boto_session.events.register("before-call", _answer_here)
         account = check_role(config.role).split(":")[4]
         bucket = bucket or f"sagemaker-{boto_session.region_name}-{account}"

@@ -28,7 +28,7 @@ def sdk_environment(private_home: Path) -> dict[str, str]:
     config.write_text(
         json.dumps({"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}})
     )
-    return CREDENTIALS | {"SAGEMAKER_USER_CONFIG_OVERRIDE": str(config), "SAGEMAKER_VALIDATE_ROLE": "false"}
+    return CREDENTIALS | {"SAGEMAKER_USER_CONFIG_OVERRIDE": str(config)}
 
 
 @pytest.fixture(scope="session")
