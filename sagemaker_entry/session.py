@@ -25,8 +25,14 @@ class NotCompletedError(Exception):
     """A job that ended before its work was done."""
 
 
-# What AWS, the way to it, or the job itself may answer: each is one clear line.
-ERRORS: tuple[type[Exception], ...] = (Boto3Error, BotoCoreError, ClientError, SageMakerCoreError, NotCompletedError)
+class WaitError(Exception):
+    """A wait that ended before its job did."""
+
+
+# What AWS, or the way to it, may answer.
+AWS_ERRORS: tuple[type[Exception], ...] = (Boto3Error, BotoCoreError, ClientError)
+# Or the SDK, or the job itself: each is one clear line.
+ERRORS = (*AWS_ERRORS, SageMakerCoreError, NotCompletedError, WaitError)
 
 
 class DryRunError(Exception):

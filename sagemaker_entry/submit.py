@@ -167,6 +167,8 @@ def check_data(config: JobConfig) -> None:
 
 def submit(config: JobConfig, arguments: list[str]) -> None:
     """Submit the job and, if asked to, wait for its end."""
+    from waiting import JobLog, follow, submitting, watching
+
     from channels import create_channel
     from session import NotCompletedError, open_session
     from staging import stage
@@ -186,16 +188,17 @@ def submit(config: JobConfig, arguments: list[str]) -> None:
         data = []
         if config.has_own_data:
             data = [create_channel(trainer, config)]
-        trainer.train(input_data_config=data, wait=False, logs=False)
+        with submitting():
+            trainer.train(input_data_config=data, wait=False, logs=False)
     job = trainer._latest_training_job
     print(f"Job:       {job.training_job_name}", flush=True)
     if config.wait:
-        job.wait(logs=True)
-        job.refresh()
+        with watching():
+            follow(job, JobLog(session.boto_session.client("logs"), job.training_job_name))
         print(f"Status:    {job.training_job_status}", flush=True)
         if job.training_job_status != "Completed":
-            # The SDK raises an error of its own for a job that failed, and none for one that was stopped.
-            raise NotCompletedError(f"the job ended before it was completed: {job.secondary_status}.")
+            why = job.failure_reason or job.secondary_status
+            raise NotCompletedError(f"the job ended before it was completed: {why}")
         print(f"Model:     {job.model_artifacts.s3_model_artifacts}")
 
 

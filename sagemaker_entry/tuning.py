@@ -7,6 +7,8 @@ find the script in the hyperparameter sagemaker_program, which the SDK sets, and
 import re
 from typing import TYPE_CHECKING, Any
 
+from waiting import submitting, watching
+
 from channels import create_channel
 from session import NotCompletedError
 from settings import JobConfig
@@ -51,11 +53,13 @@ def tune(config: JobConfig, trainer: "ModelTrainer", metrics: dict[str, str], ob
     inputs = None
     if config.has_own_data:
         inputs = [create_channel(trainer, config)]
-    tuner.tune(inputs=inputs, wait=False)
+    with submitting():
+        tuner.tune(inputs=inputs, wait=False)
     print(f"Tuning:    {tuner.latest_tuning_job.hyper_parameter_tuning_job_name}", flush=True)
     if config.wait:
-        tuner.wait()
-        search = tuner.latest_tuning_job.refresh()
+        with watching():
+            tuner.wait()
+            search = tuner.latest_tuning_job.refresh()
         print(f"Status:    {search.hyper_parameter_tuning_job_status}")
         if search.best_training_job:
             print(f"Best job:  {search.best_training_job.training_job_name}", flush=True)

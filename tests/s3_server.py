@@ -46,12 +46,12 @@ def _answers(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
-def client(endpoint: str, service: str = "s3"):  # type: ignore[no-untyped-def]
+def client(endpoint: str, service: str = "s3", region: str = CREDENTIALS["AWS_DEFAULT_REGION"]):  # type: ignore[no-untyped-def]
     """A boto3 client for the server."""
     return boto3.client(
         service,
         endpoint_url=endpoint,
-        region_name=CREDENTIALS["AWS_DEFAULT_REGION"],
+        region_name=region,
         aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
     )

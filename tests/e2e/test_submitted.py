@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_sagemaker import ROLE, Service, service
+from fake_sagemaker import ROLE, Look, Service, service
 
 pytestmark = pytest.mark.e2e
+# The SDK looks at a job that it has just made.
+MADE = Look("InProgress", "Starting")
+DENIED = ("AccessDeniedException", "User: me is not authorized")
 
 
 @pytest.fixture
@@ -25,3 +28,67 @@ def test_role_that_sagemaker_refuses_is_one_line(sagemaker: Service, tmp_path: P
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: ") and line.endswith(reason)
     assert "Job:" not in result.stdout
+
+
+def test_log_of_every_host_and_every_start_is_shown_as_it_is(sagemaker: Service, tmp_path: Path) -> None:
+    sagemaker.looks = [
+        MADE,
+        Look("InProgress", "Training", {"algo-1-100": ["first", "[a/b] 50%"], "algo-2-100": ["second host"]}),
+        # On another machine after an interruption: in a stream of its own.
+        Look("Completed", "Completed", {"algo-1-100": ["interrupted"], "algo-1-200": ["resumed", "last"]}),
+    ]
+    result = sagemaker.submit(tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    log = "Status:    Training\nfirst\n[a/b] 50%\nsecond host\ninterrupted\nresumed\nlast\nStatus:    Completed\n"
+    assert log in result.stdout
+    assert not result.stderr
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (
+            Look("Failed", "Failed", {"algo-1-100": ["Traceback"]}, "AlgorithmError: the images differ"),
+            "AlgorithmError: the images differ",
+        ),
+        (Look("Stopped", "MaxRuntimeExceeded", {"algo-1-100": ["Traceback"]}), "MaxRuntimeExceeded"),
+    ],
+)
+def test_job_that_failed_or_was_stopped_is_no_success(
+    end: Look, reason: str, sagemaker: Service, tmp_path: Path
+) -> None:
+    sagemaker.looks = [MADE, end]
+    result = sagemaker.submit(tmp_path)
+    assert result.returncode == 1
+    assert f"Traceback\nStatus:    {end.status}\n" in result.stdout
+    assert result.stderr == f"error: the job ended before it was completed: {reason}\n"
+
+
+@pytest.mark.parametrize(
+    ("call", "answer", "error"),
+    [
+        ("DescribeTrainingJob", DENIED, "(AccessDeniedException) when calling the DescribeTrainingJob"),
+        ("DescribeLogStreams", DENIED, "(AccessDeniedException) when calling the DescribeLogStreams"),
+        ("GetLogEvents", DENIED, "(AccessDeniedException) when calling the GetLogEvents"),
+        ("GetLogEvents", None, "Connection was closed before we received a valid response"),
+    ],
+    ids=["job", "streams", "lines", "network"],
+)
+def test_whoever_cannot_wait_is_told_that_the_job_goes_on(
+    call: str, answer: tuple[str, str] | None, error: str, sagemaker: Service, tmp_path: Path
+) -> None:
+    sagemaker.looks = [MADE, Look("InProgress", "Training", {"algo-1-100": ["first"]})]
+    sagemaker.refusals[call] = answer
+    result = sagemaker.submit(tmp_path)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: cannot wait any longer, but the job goes on: ")
+    assert error in line
+
+
+def test_whoever_may_not_see_a_search_is_told_that_it_goes_on(sagemaker: Service, tmp_path: Path) -> None:
+    sagemaker.refusals["DescribeHyperParameterTuningJob"] = DENIED
+    result = sagemaker.submit(tmp_path, "--tune", "lr=0.1:0.2", "--image", "mine")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: cannot wait any longer, but the job goes on: ")

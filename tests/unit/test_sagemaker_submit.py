@@ -2,13 +2,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Self
 
 import pytest
 
 import outcome
-import submit
 from command import ROOT
 from settings import JobConfig, hyperparameters
 from submit import METRICS, describe
@@ -98,40 +95,6 @@ def test_workers_are_not_checked_before_their_number_is_known() -> None:
 def test_what_aws_would_refuse_is_refused_before(flags: tuple[str, str]) -> None:
     with pytest.raises(UsageError, match=f"{flags[0]} .*expected "):
         config_of(*flags)
-
-
-class EndedJob:
-    """What the SDK tells of a job that came to this end."""
-
-    training_job_name, model_artifacts = "job", SimpleNamespace(s3_model_artifacts="s3://bucket/model.tar.gz")
-
-    def __init__(self, status: str, secondary_status: str) -> None:
-        self.training_job_status, self.secondary_status = status, secondary_status
-
-    def wait(self, logs: bool) -> None:
-        assert logs
-
-    def refresh(self) -> Self:
-        return self
-
-
-@pytest.mark.parametrize(("status", "why", "code"), [("Completed", "", 0), ("Stopped", "MaxRuntimeExceeded", 1)])
-def test_job_that_was_stopped_is_no_success(
-    status: str, why: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    checkpoints = SimpleNamespace(s3_uri="s3://bucket/checkpoints")
-    trainer = SimpleNamespace(
-        training_image="mine",
-        checkpoint_config=checkpoints,
-        train=lambda **_: None,
-        _latest_training_job=EndedJob(status, why),
-    )
-    monkeypatch.setattr(submit, "build_trainer", lambda *_: trainer)
-    monkeypatch.setattr(sys, "argv", ["submit.py", "--role", ROLE, "--region", "us-east-1", "--bucket", "mine"])
-    assert submit.main() == code
-    printed = capsys.readouterr()
-    assert f"Status:    {status}" in printed.out
-    assert printed.err == (f"error: the job ended before it was completed: {why}.\n" if code else "")
 
 
 def test_ranges_keep_whole_numbers_whole_and_choose_the_scale() -> None:
