@@ -167,7 +167,7 @@ def deploy(config: DeployConfig) -> None:
     print(f"Machines:  {config.instance_count} x {config.instance_type}, paid for until the endpoint is deleted")
     for method, request in requests(config, session.region_name, model_uri or "").items():
         getattr(sagemaker, method)(**request)
-    deletion = f"aws sagemaker delete-endpoint --endpoint-name {config.endpoint}"
+    deletion = f"aws sagemaker delete-endpoint --endpoint-name {config.endpoint} --region {session.region_name}"
     # Before the wait, which Ctrl-C may end: whoever does so has to pay, too.
     print(f"Endpoint:  {config.endpoint}\nDelete it: {deletion}", flush=True)
     if config.wait:

@@ -53,12 +53,13 @@ def test_dry_run_prints_three_requests_that_the_service_knows(tmp_path: Path) ->
 
 
 def test_endpoint_is_in_service_and_told_how_to_delete(endpoint: str, tmp_path: Path) -> None:
-    environment = CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint}
+    # Where the endpoint is made is not where the user's other commands go.
+    environment = CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "eu-west-1"}
     result = run(tmp_path, *FLAGS, *MODEL, "--endpoint", "cats", **environment)
     assert result.returncode == 0, result.stdout + result.stderr
     # Told before the wait, so that Ctrl-C does not hide it.
     deletion, status = result.stdout.splitlines()[-2:]
-    assert deletion == "Delete it: aws sagemaker delete-endpoint --endpoint-name cats"
+    assert deletion == "Delete it: aws sagemaker delete-endpoint --endpoint-name cats --region us-east-1"
     assert status == "Status:    InService"
     again = run(tmp_path, *FLAGS, "--job", "no-such-job", **environment)
     assert again.returncode == 1
