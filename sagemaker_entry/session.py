@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +55,10 @@ def open_session(config: JobConfig) -> Any:
     if not boto_session.region_name:
         raise UsageError("--region: no AWS region is configured; give one, such as --region us-east-1.")
     bucket = config.bucket
+    if config.kms_key:
+        # The SDK's tuner would upload the source code without it.
+        for call in ("PutObject", "CreateMultipartUpload"):
+            boto_session.events.register(f"provide-client-params.s3.{call}", partial(_encrypt, config.kms_key))
     # The SDK would refuse a role that lacks permissions which this job has no use for, such as those of a VPC.
     # SageMaker itself says in one line what a role lacks.
     os.environ["SAGEMAKER_VALIDATE_ROLE"] = "false"
@@ -62,6 +67,11 @@ def open_session(config: JobConfig) -> Any:
         account = check_role(config.role).split(":")[4]
         bucket = bucket or f"sagemaker-{boto_session.region_name}-{account}"
     return Session(boto_session=boto_session, default_bucket=bucket)
+
+
+def _encrypt(key: str, params: dict[str, Any], **_: object) -> dict[str, Any]:
+    """The parameters of an upload, with the key."""
+    return params | {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key}
 
 
 def _answer_here(model: Any, params: dict[str, Any], **_: object) -> tuple[Any, dict[str, Any]]:

@@ -105,7 +105,7 @@ def test_several_machines_with_coordinator_network_and_keys(tmp_path: Path) -> N
 
 def test_tuning_request(tmp_path: Path) -> None:
     flags = ["--tune", "lr=0.05:0.4", "weight-decay=0.0001:0.01", "batch-size=64,128", "--max-jobs", 6, "--epochs", 3]
-    flags += ["--image", "mine"]
+    flags += ["--image", "mine", "--kms-key", "alias/results"]
     request = dry_run(tmp_path, *flags, operation="CreateHyperParameterTuningJob")
     config, definition = request["HyperParameterTuningJobConfig"], request["TrainingJobDefinition"]
     assert config["HyperParameterTuningJobObjective"] == {"Type": "Maximize", "MetricName": "test_accuracy"}
@@ -118,6 +118,7 @@ def test_tuning_request(tmp_path: Path) -> None:
     assert definition["StaticHyperParameters"]["epochs"] == "3"
     assert definition["StaticHyperParameters"]["sagemaker_program"] == "sagemaker_entry/launch.py"
     assert definition["RetryStrategy"] == {"MaximumRetryAttempts": 2}
+    assert definition["OutputDataConfig"]["KmsKeyId"] == "alias/results"
 
 
 def test_submitted_job_is_followed_to_its_end(

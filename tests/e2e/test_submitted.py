@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from fake_sagemaker import ROLE, Look, Service, service
 
+from s3_server import BUCKET, client
+
 pytestmark = pytest.mark.e2e
 # The SDK looks at a job that it has just made.
 MADE = Look("InProgress", "Starting")
@@ -92,3 +94,20 @@ def test_whoever_may_not_see_a_search_is_told_that_it_goes_on(sagemaker: Service
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: cannot wait any longer, but the job goes on: ")
+
+
+@pytest.mark.parametrize("search", [(), ("--tune", "lr=0.1:0.2", "--image", "mine")], ids=["job", "search"])
+def test_all_that_is_stored_takes_the_key(
+    search: tuple[str, ...], sagemaker: Service, tiny_data: Path, tmp_path: Path
+) -> None:
+    prefix = f"keyed{len(search)}"
+    result = sagemaker.submit(
+        tmp_path, *search, "--job-prefix", prefix, "--kms-key", "alias/mine", "--data", tiny_data, "--no-wait"
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    s3 = client(sagemaker.endpoint)
+    keys = [item["Key"] for item in s3.list_objects_v2(Bucket=BUCKET, Prefix=prefix)["Contents"]]
+    assert any(key.endswith("train.parquet") for key in keys)
+    assert any(key.endswith(("launch.py", "sourcedir.tar.gz")) for key in keys)
+    found = {key: s3.head_object(Bucket=BUCKET, Key=key).get("SSEKMSKeyId") for key in keys}
+    assert set(found.values()) == {"alias/mine"}, found
