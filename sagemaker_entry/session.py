@@ -17,7 +17,7 @@ from settings import JobConfig, check_role
 from vgg_ddp.flags import UsageError
 
 # Calls of the SDK that a dry run ends at, with the request as it would go over the wire.
-FINAL_CALLS = ("CreateTrainingJob", "CreateHyperParameterTuningJob", "CreateEndpoint")
+FINAL_CALLS = ("CreateTrainingJob", "CreateHyperParameterTuningJob")
 # What the SDK reads from the answers to the calls before that.
 ANSWER: dict[str, Any] = {"Buckets": [], "UploadId": "dry-run", "ETag": "dry-run"}
 
