@@ -20,7 +20,7 @@ NOT_IN_A_JOB = {
 
 @dataclasses.dataclass(frozen=True)
 class JobConfig(TrainConfig):
-    """Train on SageMaker: all flags of main.py, and those of the job."""
+    """Train on SageMaker: the flags of main.py that a job has a use for, and those of the job."""
 
     role: str = ""
     """ARN of the IAM role that the job runs as (required unless $SAGEMAKER_ROLE_ARN is set)."""

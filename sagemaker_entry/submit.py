@@ -1,7 +1,7 @@
 """Submit a training or tuning job: python sagemaker_entry/submit.py --role ARN --instance-type ml.g5.12xlarge ...
 
-Exit codes: 0 the job is completed (or submitted, with --no-wait); 1 it failed or was stopped, or AWS refused it; 2 the
-input cannot be used; 130 after Ctrl-C, and the job goes on.
+Exit codes: 0 the job is completed (or submitted, with --no-wait); 1 it failed or was stopped, AWS refused it, or
+it cannot be waited for any longer; 2 the input cannot be used; 130 after Ctrl-C, and the job goes on.
 """
 
 import json
