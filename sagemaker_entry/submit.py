@@ -167,11 +167,10 @@ def check_data(config: JobConfig) -> None:
 
 def submit(config: JobConfig, arguments: list[str]) -> None:
     """Submit the job and, if asked to, wait for its end."""
-    from waiting import JobLog, follow, submitting, watching
-
     from channels import create_channel
     from session import NotCompletedError, open_session
     from staging import stage
+    from waiting import JobLog, follow, submitting, watching
 
     check_data(config)
     print(f"Machines:  {describe(config)}", flush=True)

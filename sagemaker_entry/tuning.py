@@ -7,11 +7,10 @@ find the script in the hyperparameter sagemaker_program, which the SDK sets, and
 import re
 from typing import TYPE_CHECKING, Any
 
-from waiting import submitting, watching
-
 from channels import create_channel
 from session import NotCompletedError
 from settings import JobConfig
+from waiting import submitting, watching
 
 if TYPE_CHECKING:
     from sagemaker.train.model_trainer import ModelTrainer

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_sagemaker import ROLE, Look, Service, service
 
+from fake_sagemaker import ROLE, Look, Service, service
 from s3_server import BUCKET, client
 
 pytestmark = pytest.mark.e2e
