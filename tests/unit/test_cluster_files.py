@@ -1,5 +1,6 @@
 """What the cluster's files say, read as Ray and CloudFormation read them."""
 
+import gzip
 import json
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import moto
 import pytest
 import ray
 import yaml
@@ -90,6 +92,17 @@ def test_head_is_on_demand_and_takes_no_work_while_workers_are_spot_instances_fr
         "g5_spot": (0, 0),
         "efa_spot": (0, 0),
     }
+
+
+def test_workers_have_the_cpus_and_gpus_of_their_instance_types() -> None:
+    # What EC2 says of its instance types, as moto keeps it.
+    kept = Path(moto.__file__).parent / "ec2" / "resources" / "instance_types.json.gz"
+    described = json.loads(gzip.decompress(kept.read_bytes()))
+    for name, node_type in AWS["available_node_types"].items():
+        if name != "head":
+            instance = described[node_type["node_config"]["InstanceType"]]
+            (gpus,) = instance["GpuInfo"]["Gpus"]
+            assert node_type["resources"] == {"CPU": instance["VCpuInfo"]["DefaultVCpus"], "GPU": gpus["Count"]}
 
 
 def test_only_the_head_has_the_role_that_starts_instances() -> None:
