@@ -42,12 +42,16 @@ address=http://127.0.0.1:$port
 # Not what else may lie in this folder: images, runs, weights.
 cp -r ray_app "$shipped"
 ray job submit --address "$address" --submission-id "$job" --working-dir "$shipped" -- \
-  python ray_app/main.py "$@" && exit 0
-# The ray command ends with 1 however the job failed.
+  python ray_app/main.py "$@" || true
+# The ray command ends with 1 however the job failed, and with 0 if it was stopped.
 if code=$(python -c '
 import sys
-from ray.job_submission import JobSubmissionClient
-print(JobSubmissionClient(sys.argv[1]).get_job_info(sys.argv[2]).driver_exit_code or 1)
+from ray.job_submission import JobStatus, JobSubmissionClient
+job = JobSubmissionClient(sys.argv[1]).get_job_info(sys.argv[2])
+if not job.status.is_terminal():
+    sys.exit(1)
+ends = {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: 143}
+print(ends.get(job.status, job.driver_exit_code or 1))
 ' "$address" "$job" 2> /dev/null); then
   exit "$code"
 fi

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import ssh_hosts
-from command import MAIN, ROOT, wait_until
+from command import MAIN, ROOT, wait_until, whole_checkpoints
 from launcher import DOWN, SUBMIT, Laptop, request, status, watch_until_exit
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(ssh_hosts.unavailable()), reason=ssh_hosts.unavailable())]
@@ -139,6 +139,26 @@ def test_ctrl_c_leaves_the_job_running_until_it_is_stopped(
     assert stop, log.read_text()
     assert "RUNNING" in laptop.exec(f"ray job status {stop[2]}")
     assert "was stopped" in laptop.exec(stop[1])
+
+
+def test_stopped_job_saves_a_checkpoint_first_and_submit_ends_like_a_run_after_sigterm(
+    cluster: tuple[ssh_hosts.Network, Laptop], tmp_path: Path
+) -> None:
+    network, laptop = cluster
+    storage = network.folder / "stopped"
+    storage.mkdir()
+    log = tmp_path / "log"
+    # Steps of seconds: saving takes longer than the 3 s that Ray itself waits before it kills a job.
+    flags = ["--num-workers", WORKERS, "--data", "sample", "--epochs", 50, "--batch-size", 2000, "--precision", "fp32"]
+    flags += ["--storage-path", storage, "--run-name", "run"]
+    process = laptop.start(SUBMIT, laptop.cluster_file, *flags, log=log)
+    wait_until(lambda: "Started: " in log.read_text() or process.poll() is not None, seconds=120)
+    job = re.search(r"ray job stop (vgg-[-0-9]+)", log.read_text())
+    assert job, log.read_text()
+    assert "was stopped" in laptop.exec(f"ray job stop {job[1]}")
+    assert process.wait(30) == 143, log.read_text()
+    assert re.search(r"Stopped after step \d+\.", log.read_text()), log.read_text()
+    assert whole_checkpoints(storage / "run")
 
 
 def test_down_sh_stops_ray_on_each_machine(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:

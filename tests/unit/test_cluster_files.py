@@ -16,6 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from command import ROOT
+from vgg_ddp.signals import SECONDS_TO_SAVE
 
 CLUSTER = ROOT / "cluster"
 SCHEMA = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
@@ -121,6 +122,18 @@ def test_dashboard_is_on_loopback_and_the_token_is_required_from_the_start() -> 
     for command in starts:
         assert command.index("export RAY_AUTH_MODE=token") < command.index("ray start")
     assert "--dashboard-host=127.0.0.1" in starts[0]
+
+
+def test_stopped_job_has_time_to_save_a_checkpoint() -> None:
+    local = yaml.safe_load((CLUSTER / "local.yaml").read_text())
+    for commands in (AWS["head_start_ray_commands"], local["head_start_ray_commands"]):
+        (start,) = [command for command in commands if "ray start" in command]
+        waits = re.search(r"export .*RAY_JOB_STOP_WAIT_TIME_S=(\d+)\b.*;.*ray start", start)
+        assert waits and int(waits[1]) > SECONDS_TO_SAVE
+    job = yaml.safe_load((CLUSTER / "kuberay.yaml").read_text())
+    (container,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    (wait,) = [entry["value"] for entry in container["env"] if entry["name"] == "RAY_JOB_STOP_WAIT_TIME_S"]
+    assert int(wait) > SECONDS_TO_SAVE
 
 
 def test_code_is_not_mounted() -> None:
