@@ -140,6 +140,33 @@ def test_code_is_not_mounted() -> None:
     assert set(AWS["file_mounts"].values()) == {"~/.ray/auth_token", "requirements.txt", "cluster/spot_agent.py"}
 
 
+@pytest.mark.parametrize("has_venv", [True, False])
+def test_new_node_gets_a_virtual_environment_also_while_apt_is_busy(has_venv: bool, tmp_path: Path) -> None:
+    (command,) = [command for command in AWS["setup_commands"] if "-m venv" in command]
+    programs = {
+        # As on Debian: without its package, venv leaves half of an environment.
+        "python3": "mkdir -p ~/vgg-ddp/bin; test -e ~/has_venv && install -m 755 /dev/null ~/vgg-ddp/bin/pip",
+        "sudo": 'echo "$@" >> ~/calls; "$@"',
+        # The third update finds nobody else's lock.
+        "apt-get": 'case "$*" in update) test $(wc -l < ~/calls) = 3;; *) touch ~/has_venv;; esac',
+        "sleep": "true",
+    }
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.touch()
+    if has_venv:
+        (tmp_path / "has_venv").touch()
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    # Once for `ray up`, and once more for the next one.
+    for _ in range(2):
+        assert subprocess.run(["bash", "-c", command], env=environment).returncode == 0
+    assert (tmp_path / "vgg-ddp" / "bin" / "pip").exists()
+    install = "apt-get -o DPkg::Lock::Timeout=300 install -y python3-venv"
+    assert calls.read_text().splitlines() == ([] if has_venv else ["apt-get update"] * 3 + [install])
+
+
 def test_ssh_comes_from_one_network_and_nothing_else_from_the_world() -> None:
     rules = RESOURCES["SecurityGroup"]["Properties"]["SecurityGroupIngress"]
     assert [(rule["FromPort"], rule["ToPort"], rule["CidrIp"]) for rule in rules] == [(22, 22, {"Ref": "SshCidr"})]
