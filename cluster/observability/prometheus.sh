@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Prometheus for a Ray cluster, with the alerts of this folder: run it on the cluster's head. Ctrl-C ends it.
+# Prometheus for a Ray cluster, with the alerts of this folder: run it on the cluster's head, from a copy of the folder.
+# Ctrl-C ends it.
 # Further flags go to prometheus. It listens on loopback only; Grafana finds it at http://127.0.0.1:9090.
 #
 #   PORT              port to listen on, default 9090

@@ -102,11 +102,12 @@ class Laptop:
         return shown
 
     @contextmanager
-    def dashboard(self) -> Iterator[str]:
-        """Address of the dashboard through the tunnel of `ray dashboard`."""
+    def dashboard(self, remote_port: int = 8265) -> Iterator[str]:
+        """Address of the dashboard, or of what else listens on the head node, through the tunnel of `ray dashboard`."""
         port = free_port()
         log = self.home / "dashboard.log"
-        process = self.start(RAY, "dashboard", "--no-config-cache", self.cluster_file, "--port", port, log=log)
+        ports = ("--port", port, "--remote-port", remote_port)
+        process = self.start(RAY, "dashboard", "--no-config-cache", self.cluster_file, *ports, log=log)
         try:
             url = f"http://127.0.0.1:{port}"
             wait_until(lambda: status(f"{url}/api/version") != 0, seconds=60)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import signal
 import socket
 import tempfile
@@ -16,7 +17,7 @@ import yaml
 
 import ssh_hosts
 from command import MAIN, ROOT, wait_until, whole_checkpoints
-from launcher import DOWN, SUBMIT, Laptop, request, status, watch_until_exit
+from launcher import DOWN, RAY, SUBMIT, Laptop, request, status, watch_until_exit
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(bool(ssh_hosts.unavailable()), reason=ssh_hosts.unavailable())]
 
@@ -106,6 +107,28 @@ def test_dashboard_is_behind_the_tunnel_and_asks_for_the_token(cluster: tuple[ss
     with socket.socket() as direct:
         direct.settimeout(5)
         assert direct.connect_ex((network.hosts["m0"].ip, 8265)) != 0
+
+
+def test_prometheus_on_the_head_node_reads_all_nodes(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
+    if not shutil.which("prometheus"):
+        pytest.skip("needs Debian's package prometheus")
+    network, laptop = cluster
+    copied = laptop.run(RAY, "rsync-up", laptop.cluster_file, "cluster/observability/", "~/observability/")
+    assert copied.returncode == 0, copied.stdout
+    start = "setsid ~/observability/prometheus.sh > ~/prometheus.log 2>&1 < /dev/null &"
+    laptop.exec(f"SCRAPE_INTERVAL=1s {start}")
+    with laptop.dashboard(remote_port=9090) as url:
+
+        def up() -> set[str]:
+            with request(f"{url}/api/v1/targets") as response:
+                targets = json.load(response)["data"]["activeTargets"]
+            return {target["labels"]["instance"].split(":")[0] for target in targets if target["health"] == "up"}
+
+        wait_until(lambda: up() == {host.ip for host in network.hosts.values()}, seconds=60)
+        with request(f"{url}/api/v1/rules") as response:
+            assert json.load(response)["data"]["groups"]
+    with socket.socket() as direct:
+        assert direct.connect_ex((network.hosts["m0"].ip, 9090)) != 0
 
 
 def test_token_is_nobody_elses_to_read_and_not_printed(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
