@@ -27,9 +27,10 @@ from selenium.webdriver.support.wait import WebDriverWait
 DOCS = Path(__file__).resolve().parent
 MAIN = DOCS.parent / "ray_app" / "main.py"
 RUN = "vgg11-sample"
+WIDTH, HEIGHT, CLUSTER_HEIGHT = 1400, 1000, 1660
 SECONDS_TO_START = 120
 SECONDS_TO_LOAD = 60
-SECONDS_TO_SETTLE = 5
+SECONDS_TO_SETTLE = 8
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def browser(profile: Path) -> Iterator[WebDriver]:
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"):
         options.add_argument(flag)
     options.add_argument(f"--user-data-dir={profile}")
-    options.add_argument("--window-size=1400,1000")
+    options.add_argument(f"--window-size={WIDTH},{HEIGHT}")
     chromium = Chrome(options, ChromeService(shutil.which("chromedriver")))
     try:
         yield chromium
@@ -78,8 +79,11 @@ def shoot(chromium: WebDriver, name: str, url: str, text: str) -> None:
 def shoot_dashboard(chromium: WebDriver, dashboard: str, token: str) -> None:
     """The pages of Ray's dashboard that a person looks at while a run trains."""
     log_in(chromium, dashboard, token)
-    shoot(chromium, "dashboard-cluster", f"{dashboard}/#/cluster", "RayTrainWorker")
     shoot(chromium, "dashboard-job", f"{dashboard}/#/jobs/01000000", "main.py")
+    # The workers come last: so tall that the node is on the picture, too.
+    chromium.set_window_size(WIDTH, CLUSTER_HEIGHT)
+    shoot(chromium, "dashboard-cluster", f"{dashboard}/#/cluster", "RayTrainWorker")
+    chromium.set_window_size(WIDTH, HEIGHT)
 
 
 def free_port() -> int:
@@ -144,7 +148,7 @@ def main() -> None:
         (folder / "ray_app").symlink_to(DOCS.parent / "ray_app")
         environment = os.environ | {"HOME": name, "RAY_USAGE_STATS_ENABLED": "0"}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-        command = f"python ray_app/main.py --num-workers 2 --data sample --epochs 4 --mlflow local --run-name {RUN}"
+        command = f"python ray_app/main.py --num-workers 2 --data sample --epochs 8 --mlflow local --run-name {RUN}"
         with (
             browser(folder / "profile") as chromium,
             subprocess.Popen(command.split(), cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as run,

@@ -104,7 +104,7 @@ class TrainConfig:
     mlflow: str | None = None
     """Record the run in MLflow: local (mlflow.db in this folder), the URI of a server, or the ARN of SageMaker's."""
     profile: bool = False
-    """Profile some of the first steps of rank 0: a trace and the dearest operators, in the run folder."""
+    """Profile some of the first steps of rank 0: a trace and the costliest operators, in the run folder."""
     verbose: bool = False
     """Show what Ray, torch and the workers log, too; it is always in Ray's log files."""
     max_failures: int = 3

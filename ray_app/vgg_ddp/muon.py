@@ -103,7 +103,7 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def assign(costs: Sequence[float], world_size: int) -> list[int]:
-    """The rank that does each piece of work: the dearest first, each to the rank that has least to do."""
+    """The rank that does each piece of work: the largest first, each to the rank that has least to do."""
     owners = [0] * len(costs)
     loads = [0.0] * world_size
     for index in sorted(range(len(costs)), key=lambda index: -costs[index]):

@@ -1,7 +1,9 @@
-"""A profile of a few steps: the trace for a viewer, and a table of the dearest operators."""
+"""A profile of a few steps: the trace for a viewer, and a table of the costliest operators."""
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -39,7 +41,10 @@ class StepProfiler:
         """Count a step; after the last one of interest, write the files and do nothing any more."""
         if self._steps_left:
             self._steps_left -= 1
-            self._profile.step()
+            # The profiler begins here. In a thread, in which Ray trains, it prints an error that means nothing.
+            begins = self._steps_left == WARMUP_STEPS + STEPS
+            with _without_stderr() if begins else nullcontext():
+                self._profile.step()
             if not self._steps_left:
                 self._profile.stop()
 
@@ -53,6 +58,19 @@ class StepProfiler:
         self._saver.note(lambda: self._run.write(PROFILE_FILE, text.encode()))
 
 
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop what this process, C++ included, prints on stderr meanwhile."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _format_table(result: profile, on_gpu: bool) -> str:
     """The operators that took most time by themselves, a line each."""
     name = "self_device_time_total" if on_gpu else "self_cpu_time_total"
@@ -60,7 +78,7 @@ def _format_table(result: profile, on_gpu: bool) -> str:
     operators.sort(key=lambda operator: -getattr(operator, name))
     whole = sum(getattr(operator, name) for operator in operators)
     lines = [
-        f"Profile of rank 0: {STEPS} steps, {whole / STEPS / 1000:,.1f} ms each; its {OPERATORS} dearest operators"
+        f"Profile of rank 0: {STEPS} steps, {whole / STEPS / 1000:,.1f} ms each; its {OPERATORS} costliest operators"
     ]
     lines.append(f"  {'ms a step':>9}  {'share':>5}  {'calls':>5}  operator")
     for operator in operators[:OPERATORS]:

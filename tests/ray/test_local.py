@@ -67,7 +67,7 @@ def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> by
     cwd = tmp_path_factory.mktemp("undisturbed")
     result = run_main("--num-workers", 0, "--data", tiny_data, "--run-name", "run", "--profile", *FLAGS, cwd=cwd)
     assert result.returncode == 0 and result.stderr == "", result.stderr
-    assert "its 10 dearest operators" in result.stdout
+    assert "its 10 costliest operators" in result.stdout
     return model(cwd)
 
 
