@@ -1,9 +1,11 @@
 """What a person sees of a run that goes on: a line for each epoch and, on a terminal, a progress bar below them."""
 
 import logging
+import math
 import os
 import sys
 import threading
+import time
 from contextlib import nullcontext
 from datetime import timedelta
 
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # How often the workers say how far they are. A write to an object store takes a while and costs money.
 LIVE_SECONDS = {"local": 0.5, "remote": 10.0}
+# A first step that takes longer than this waits for something.
+PATIENCE_SECONDS = 120.0
 
 
 class Follower:
@@ -36,6 +40,8 @@ class Follower:
         self._epochs = run.config.epochs
         self._started_at = started_at
         self._saw_first_step = False
+        # Workers of Ray's may have to wait for machines.
+        self._wonders_from = time.monotonic() + (PATIENCE_SECONDS if run.config.num_workers else math.inf)
         self._awaits_profile = run.config.profile
         self._shown: list[Row] = []
         has_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
@@ -75,6 +81,13 @@ class Follower:
         if first_step > self._started_at:
             print(f"Started:   first step {first_step - self._started_at:.1f} s after the command", flush=True)
             self._saw_first_step = True
+        if not self._saw_first_step and time.monotonic() >= self._wonders_from:
+            print(
+                f"NOTE: no step yet after {PATIENCE_SECONDS:g} s: the workers still start, or wait for machines, CPUs "
+                "or GPUs; `ray status` shows what the cluster has, and what is in use.",
+                flush=True,
+            )
+            self._wonders_from = math.inf
         if self._saw_first_step and self._awaits_profile and self._run.exists(PROFILE_FILE):
             print(self._run.read(PROFILE_FILE).decode(), flush=True)
             self._awaits_profile = False

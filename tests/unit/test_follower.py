@@ -73,6 +73,24 @@ def test_follower_is_silent_about_the_start_of_an_earlier_command(
     assert capsys.readouterr().out == ""
 
 
+def test_follower_says_once_that_the_first_step_lets_wait(
+    run: Folder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vgg_ddp.follower.PATIENCE_SECONDS", 0.6)
+    with follower(run, 100.0, num_workers=0):
+        time.sleep(1.2)
+    assert capsys.readouterr().out == ""
+    with follower(run, 100.0):
+        (note,) = wait_for_lines(capsys, 1)
+        time.sleep(1.2)
+        report.write_startup(run, {"first step": 107.5})
+    assert note.startswith("NOTE: no step yet after 0.6 s: the workers still start, or wait for machines, CPUs or GPUs")
+    assert capsys.readouterr().out == "Started:   first step 7.5 s after the command\n"
+    with follower(run, 100.0):
+        time.sleep(1.2)
+    assert "NOTE" not in capsys.readouterr().out
+
+
 class Screen:
     """What is written to a terminal that is standard output meanwhile."""
 
