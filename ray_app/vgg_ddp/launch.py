@@ -61,7 +61,7 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
         loading = _in_background(lambda: load(run, source))
         if run.config.num_workers == 0:
             return _train_in_this_process(run, loading, phases)
-        address = ray_environment.prepare(run.config.address, ingest == "stream")
+        address = ray_environment.prepare(run.config.address, ingest == "stream", run.config.min_workers is not None)
         return _train_on_ray(run, address, loading, phases)
 
 

@@ -16,8 +16,10 @@ DEFAULTS = {
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
     # The dashboard of a cluster that stays can tell of its runs: /api/train/v2/runs/v1.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
-    # How long the controller waits for machines. One that comes in place of another takes minutes to boot, and a busy
-    # laptop takes some to import torch in every worker: after Ray's 60 s it would start over, three times at most.
+}
+PATIENT_DEFAULTS = {
+    # How long the controller waits for workers. A machine that comes in place of another takes minutes to boot, and a
+    # busy laptop takes some to import torch in every worker: after Ray's 60 s it would start over, three times at most.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1200",
 }
 LOCAL_DEFAULTS = {
@@ -35,7 +37,7 @@ STREAMING_DEFAULTS = {
 }
 
 
-def prepare(address: str | None, streamed: bool = False) -> str:
+def prepare(address: str | None, streamed: bool = False, elastic: bool = False) -> str:
     """Set what Ray reads from the environment, but for what the user has set; to be called before Ray is imported.
 
     Returns:
@@ -43,8 +45,11 @@ def prepare(address: str | None, streamed: bool = False) -> str:
     """
     address = address or os.environ.get("RAY_ADDRESS") or LOCAL
     defaults = DEFAULTS
+    if not elastic or address == LOCAL:
+        # An elastic run that asked for a machine which is gone has to start over soon, with fewer workers.
+        defaults = defaults | PATIENT_DEFAULTS
     if address == LOCAL:
-        defaults = DEFAULTS | LOCAL_DEFAULTS | allocation.ENVIRONMENT | (STREAMING_DEFAULTS if streamed else {})
+        defaults = defaults | LOCAL_DEFAULTS | allocation.ENVIRONMENT | (STREAMING_DEFAULTS if streamed else {})
         # Ray's processes inherit the path: cheaper than shipping the package to the machine it is on.
         folders = [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
         os.environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder)

@@ -19,6 +19,8 @@ from vgg_ddp.train import train_loop
 logger = logging.getLogger(__name__)
 
 CONTROLLER_FAILURES = 3
+# An elastic run that loses a machine may ask for it once more in vain, which counts as such a failure.
+ELASTIC_CONTROLLER_FAILURES = 100
 # A resize restarts the workers from the newest checkpoint: rarely enough not to do so all the time.
 SECONDS_BETWEEN_RESIZE_CHECKS = 30.0
 
@@ -79,7 +81,7 @@ def build_trainer(job: Job, run: Folder, resources_per_worker: dict[str, float],
             failure_config=FailureConfig(
                 max_failures=config.max_failures,
                 # Ray's default restarts a controller that fails for ever.
-                controller_failure_limit=CONTROLLER_FAILURES,
+                controller_failure_limit=ELASTIC_CONTROLLER_FAILURES if config.min_workers else CONTROLLER_FAILURES,
             ),
             logging_config=LoggingConfig(log_level="INFO" if config.verbose else "WARNING"),
             callbacks=[FailureReporter(config.max_failures)],
