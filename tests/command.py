@@ -19,12 +19,20 @@ MAIN = ROOT / "ray_app" / "main.py"
 PREDICT = ROOT / "ray_app" / "predict.py"
 PREPARE = ROOT / "ray_app" / "prepare.py"
 SAMPLE = ROOT / "ray_app" / "sample"
+SAGEMAKER_SUBMIT = ROOT / "sagemaker_entry" / "submit.py"
 MARK = "VGG_TEST_MARK"
 
 
 def main_command(*flags: object) -> list[str]:
     """The command line of a run."""
     return [str(part) for part in (sys.executable, MAIN, *flags)]
+
+
+def submit_to_sagemaker(cwd: Path, *flags: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command that submits a job, with nothing of AWS but what is given."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SAGEMAKER_"))}
+    command = [sys.executable, str(SAGEMAKER_SUBMIT), *map(str, flags)]
+    return subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=120)
 
 
 def torchrun_command(processes: int, *flags: object) -> list[str]:

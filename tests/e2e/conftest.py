@@ -1,22 +1,18 @@
 """A SageMaker of this machine's own: moto's server takes the jobs, and namespaces run them."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from command import ROOT, free_port
+from command import free_port, submit_to_sagemaker
 from container import Network, network, why_not
 from job_checks import SAMPLE, OneHost, Simulate, Submit, stop_and_restart
 from s3_server import BUCKET, CREDENTIALS, client, s3_server
 from simulated_job import SimulatedJob, simulated
 
-SUBMIT = ROOT / "sagemaker_entry" / "submit.py"
 ROLE = "arn:aws:iam::123456789012:role/training"
 MACHINE = ("--role", ROLE, "--region", CREDENTIALS["AWS_DEFAULT_REGION"], "--bucket", BUCKET, "--instance-type")
 
@@ -54,15 +50,9 @@ def submit(aws: str, sdk_environment: dict[str, str], tmp_path_factory: pytest.T
     """Submits a job with the command; gives what SageMaker says of it."""
 
     def run(*flags: object, instance_type: str = "ml.c5.xlarge") -> dict[str, Any]:
-        command = [sys.executable, str(SUBMIT), *MACHINE, instance_type, *map(str, flags)]
-        result = subprocess.run(
-            command,
-            cwd=tmp_path_factory.mktemp("submit"),
-            env=os.environ | sdk_environment | {"AWS_ENDPOINT_URL": aws},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        cwd = tmp_path_factory.mktemp("submit")
+        environment = sdk_environment | {"AWS_ENDPOINT_URL": aws}
+        result = submit_to_sagemaker(cwd, *MACHINE, instance_type, *flags, **environment)
         assert result.returncode == 0, result.stdout + result.stderr
         (name,) = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("Job: ")]
         sagemaker = client(aws, "sagemaker")

@@ -2,10 +2,8 @@
 
 import io
 import json
-import os
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,10 +16,9 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from moto.sagemaker.models import sagemaker_backends
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from command import ROOT, free_port
+from command import free_port, submit_to_sagemaker
 from s3_server import BUCKET, client
 
-SUBMIT = ROOT / "sagemaker_entry" / "submit.py"
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 ACCOUNT = "123456789012"
 ROLE = f"arn:aws:iam::{ACCOUNT}:role/training"
@@ -61,13 +58,9 @@ class Service:
 
     def submit(self, cwd: Path, *flags: object) -> subprocess.CompletedProcess[str]:
         """Run submit.py with these credentials, and nothing else of AWS."""
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SAGEMAKER_"))}
         # What moto does not know it answers with 500, which is tried again for seconds.
         aws = {"AWS_ENDPOINT_URL": self.endpoint, "AWS_MAX_ATTEMPTS": "1"}
-        command = [sys.executable, str(SUBMIT), *MACHINE, *map(str, flags)]
-        return subprocess.run(
-            command, cwd=cwd, env=clean | self.environment | aws, capture_output=True, text=True, timeout=120
-        )
+        return submit_to_sagemaker(cwd, *MACHINE, *flags, **self.environment, **aws)
 
     def wrap(self, application: Callable[..., Any]) -> Callable[..., Any]:
         """The same application, with this service's own answers."""

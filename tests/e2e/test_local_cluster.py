@@ -81,9 +81,14 @@ def test_run_trains_on_two_machines_that_do_not_have_the_code(
     assert (run["name"], run["status"]) == ("run", "FINISHED")
 
 
-def test_folder_that_the_machines_do_not_share_is_refused_and_submit_ends_with_the_exit_code_of_the_job(
-    cluster: tuple[ssh_hosts.Network, Laptop],
-) -> None:
+def test_submit_ends_with_the_exit_code_of_the_job(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
+    _, laptop = cluster
+    result = laptop.run(SUBMIT, laptop.cluster_file, "--epochs", 0)
+    assert result.returncode == 2, result.stdout
+    assert "--epochs 0: expected a positive number." in result.stdout
+
+
+def test_folder_that_the_machines_do_not_share_is_refused(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
     network, laptop = cluster
     # Each host has a /tmp of its own.
     flags = ["--num-workers", WORKERS, "--data", "sample", "--storage-path", "/tmp/runs"]

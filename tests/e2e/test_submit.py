@@ -1,10 +1,7 @@
 """submit.py against moto's SageMaker, and its dry run against nobody."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +10,10 @@ import boto3
 import pytest
 from botocore.validate import ParamValidator
 
-from command import ROOT, free_port
+from command import free_port, submit_to_sagemaker
 from s3_server import BUCKET, client, s3_server
 
 pytestmark = pytest.mark.e2e
-SUBMIT = ROOT / "sagemaker_entry" / "submit.py"
 ROLE = "arn:aws:iam::123456789012:role/training"
 ACCOUNT = ("--role", ROLE, "--region", "us-east-1")
 
@@ -28,18 +24,11 @@ def endpoint() -> Iterator[str]:
         yield url
 
 
-def run(cwd: Path, *flags: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command with nothing of AWS but what is given."""
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SAGEMAKER_"))}
-    command = [sys.executable, str(SUBMIT), *map(str, flags)]
-    return subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=120)
-
-
 def dry_run(tmp_path: Path, *flags: object, operation: str = "CreateTrainingJob") -> dict[str, Any]:
     """The request that a dry run prints, after botocore's own model of the service accepted it."""
     # An endpoint where nothing listens: a call that gets out fails.
     nowhere = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}", "AWS_EC2_METADATA_DISABLED": "true"}
-    result = run(tmp_path, *ACCOUNT, "--dry-run", *flags, **nowhere)
+    result = submit_to_sagemaker(tmp_path, *ACCOUNT, "--dry-run", *flags, **nowhere)
     assert result.returncode == 0, result.stderr
     request: dict[str, Any] = json.loads(result.stdout[result.stdout.index("{\n") :])
     shape = boto3.client("sagemaker", region_name="us-east-1").meta.service_model.operation_model(operation).input_shape
@@ -125,7 +114,7 @@ def test_submitted_job_is_followed_to_its_end(
     endpoint: str, sdk_environment: dict[str, str], tiny_data: Path, tmp_path: Path
 ) -> None:
     flags = [*ACCOUNT, "--bucket", BUCKET, "--instance-type", "ml.c5.xlarge", "--data", tiny_data, "--epochs", 1]
-    result = run(tmp_path, *flags, **sdk_environment, AWS_ENDPOINT_URL=endpoint)
+    result = submit_to_sagemaker(tmp_path, *flags, **sdk_environment, AWS_ENDPOINT_URL=endpoint)
     assert result.returncode == 0, result.stdout + result.stderr
     output = result.stdout
     assert "Machines:  1 x ml.c5.xlarge, at most 4 h" in output
@@ -138,7 +127,7 @@ def test_submitted_job_is_followed_to_its_end(
 
 def test_nothing_is_waited_for_unless_asked(endpoint: str, sdk_environment: dict[str, str], tmp_path: Path) -> None:
     flags = [*ACCOUNT, "--bucket", BUCKET, "--instance-type", "ml.c5.xlarge", "--no-wait"]
-    result = run(tmp_path, *flags, **sdk_environment, AWS_ENDPOINT_URL=endpoint)
+    result = submit_to_sagemaker(tmp_path, *flags, **sdk_environment, AWS_ENDPOINT_URL=endpoint)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "Job:" in result.stdout and "Status:" not in result.stdout
 
@@ -146,7 +135,7 @@ def test_nothing_is_waited_for_unless_asked(endpoint: str, sdk_environment: dict
 def test_refusal_by_aws_is_one_line(tmp_path: Path, sdk_environment: dict[str, str]) -> None:
     flags = [*ACCOUNT, "--bucket", BUCKET, "--instance-type", "ml.c5.xlarge"]
     nowhere = {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}", "AWS_MAX_ATTEMPTS": "1"}
-    result = run(tmp_path, *flags, **sdk_environment, **nowhere)
+    result = submit_to_sagemaker(tmp_path, *flags, **sdk_environment, **nowhere)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in result.stderr
@@ -169,7 +158,7 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("flags", BAD_INPUT)
 def test_bad_input_is_one_line_and_exit_code_2(flags: str, tmp_path: Path) -> None:
-    result = run(tmp_path, *ACCOUNT, *flags.split())
+    result = submit_to_sagemaker(tmp_path, *ACCOUNT, *flags.split())
     assert result.returncode == 2, result.stdout + result.stderr
     (line,) = result.stderr.splitlines()
     assert BAD_INPUT[flags] in line

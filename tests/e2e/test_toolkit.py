@@ -1,20 +1,16 @@
 """A job of the tuner, in an image with SageMaker's training toolkit, whose own `train` runs the script."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from command import ROOT
+from command import submit_to_sagemaker
 from container import images_environment
 from job_checks import Simulate, assert_model, wait_for
 from s3_server import BUCKET, client
 
 pytestmark = pytest.mark.e2e
-SUBMIT = ROOT / "sagemaker_entry" / "submit.py"
 ROLE = "arn:aws:iam::123456789012:role/training"
 
 
@@ -26,9 +22,7 @@ def test_tuners_job_trains_with_the_values_that_it_was_given(
         pytest.skip(missing)
     flags = ["--role", ROLE, "--bucket", BUCKET, "--instance-type", "ml.c5.xlarge", "--no-wait", "--epochs", "1"]
     flags += ["--data", "s3://bucket/tiny", "--tune", "lr=0.05:0.4", "batch-size=24,48", "--image", "mine"]
-    environment = os.environ | sdk_environment | {"AWS_ENDPOINT_URL": aws}
-    command = [sys.executable, str(SUBMIT), *flags]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    result = submit_to_sagemaker(tmp_path, *flags, **sdk_environment, AWS_ENDPOINT_URL=aws)
     assert result.returncode == 0, result.stdout + result.stderr
     (name,) = re.findall(r"^Tuning: +(\S+)$", result.stdout, re.MULTILINE)
     sagemaker = client(aws, "sagemaker")
