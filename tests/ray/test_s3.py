@@ -138,7 +138,7 @@ def test_lost_permission_ends_the_run_and_leaves_the_last_checkpoint_to_resume_f
     run = f"forbidden-{num_workers}"
     flags = [*FLAGS, *STORAGE, "--data", f"s3://{BUCKET}/data", "--num-workers", num_workers, "--run-name", run]
     with fault_proxy(endpoint) as (proxy, url):
-        command = main_command(*flags, "--checkpoint-every-seconds", 1)
+        command = main_command(*flags, "--checkpoint-every-seconds", 0.2)
         with started(tmp_path, command, **CREDENTIALS, AWS_ENDPOINT_URL=url) as process:
             wait_until(lambda: has_checkpoint(endpoint, run), seconds=120)
             proxy.choose = lambda method, _: FORBIDDEN if method in ("PUT", "POST", "DELETE") else None
