@@ -22,6 +22,7 @@ from vgg_ddp.storage import absolute
 
 SAMPLE_FOLDER = Path(__file__).resolve().parent.parent / "sample"
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_IMAGES = 60_000
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 PROBE_SECONDS = 5.0
 SplitName = Literal["train", "test"]

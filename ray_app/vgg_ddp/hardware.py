@@ -29,8 +29,9 @@ def processor_name(device: torch.device) -> str:
     """The kind of GPU or processor that a worker computes with."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    # Arm has no name there.
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    # Arm has no name there, and macOS no such file.
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from vgg_ddp import torchrun
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.data import SPLITS, Dataset, Source, load_dataset
+from vgg_ddp.data import CIFAR10_IMAGES, SPLITS, Dataset, Source, load_dataset
 from vgg_ddp.flags import UsageError
 from vgg_ddp.limits import available_memory_bytes
 from vgg_ddp.parquet import find_files, look_at_files
@@ -31,19 +32,28 @@ def choose_ingest(config: TrainConfig, source: Source) -> Ingest:
     """What --ingest says, or what fits: images are streamed if all of them decoded would take too much memory.
 
     Raises:
-        UsageError: if they cannot be streamed, but are to be.
+        UsageError: if they cannot be streamed, but are to be; or cannot fit into memory, but have to.
     """
     if config.ingest == "stream":
         if config.num_workers == 0:
             raise UsageError("--ingest stream needs a Ray cluster to decode images: use --num-workers 1 or more.")
         if source.kind != "parquet":
-            raise UsageError("--ingest stream reads Parquet files only; CIFAR-10 as it is downloaded fits into memory.")
-    if config.ingest != "auto":
-        return config.ingest
-    if config.num_workers == 0 or source.kind != "parquet":
-        return "memory"
-    fits = decoded_bytes(source, config.image_size) <= SHARE_OF_MEMORY * available_memory_bytes()
-    return "memory" if fits else "stream"
+            raise UsageError("--ingest stream reads Parquet files only, not CIFAR-10 as it is downloaded.")
+        return "stream"
+    size, left = decoded_bytes(source, config.image_size), available_memory_bytes()
+    if config.ingest == "auto" and config.num_workers and source.kind == "parquet" and size > SHARE_OF_MEMORY * left:
+        return "stream"
+    # Each of torchrun's processes decodes all images.
+    size *= torchrun.local_world_size()
+    if size > left:
+        ways = ["a smaller --image-size"]
+        if source.kind == "parquet":
+            ways.insert(0, "--ingest stream" if config.num_workers else "--num-workers 1 or more, without torchrun")
+        raise UsageError(
+            f"the images of {source.name} take {size / 1e9:,.1f} GB of memory once they are decoded to --image-size "
+            f"{config.image_size}, and this machine has {left / 1e9:,.1f} GB left: use {', or '.join(ways)}."
+        )
+    return "memory"
 
 
 def load(run: Run, source: Source) -> Inputs:
@@ -61,13 +71,13 @@ def load(run: Run, source: Source) -> Inputs:
 
 
 def decoded_bytes(source: Source, image_size: int) -> int:
-    """Memory that the images of a Parquet source take once they are decoded.
+    """Memory that the images of both splits take once they are decoded.
 
     Raises:
         UsageError: naming the file that cannot be read.
     """
-    images = 0
-    for split in SPLITS:
+    images = CIFAR10_IMAGES if source.kind == "cifar10" else 0
+    for split in SPLITS if source.kind == "parquet" else ():
         folder, files = find_files(source.location, split)
         images += sum(look_at_files(folder, files, lambda parquet: int(parquet.file.metadata.num_rows)))
     return images * image_size**2 * 3

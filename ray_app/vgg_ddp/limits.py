@@ -7,7 +7,12 @@ from pathlib import Path
 
 
 def available_memory_bytes(root: Path = Path("/")) -> int:
-    """Memory that this machine, or the control group that this process is in, has left."""
+    """Memory that this machine, or the control group that this process is in, has left.
+
+    Without /proc, as on macOS, all that the machine has.
+    """
+    if not (root / "proc/meminfo").exists():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = dict(line.split(":") for line in (root / "proc/meminfo").read_text().splitlines())
     available = int(meminfo["MemAvailable"].split()[0]) * 1024
     v2 = ("memory.max", "memory.current", "memory.stat")
@@ -28,7 +33,8 @@ def usable_cores(root: Path = Path("/")) -> int:
     Those that it is bound to (`taskset`, `docker --cpuset-cpus`, Slurm), or what the quota of its control group pays
     for (`docker --cpus`, a Kubernetes limit), rounded up.
     """
-    cores = len(os.sched_getaffinity(0))
+    # macOS binds no process to cores.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for quota, period in _control_group_settings(root, "cpu", ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         # Where there is no quota, it is max, or -1.
         if quota != "max" and int(quota) > 0:
@@ -43,7 +49,8 @@ def _control_group_settings(
 
     A container may see its own group as the root of all, and yet be told its place on the machine outside.
     """
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
         _, controllers, place = line.split(":", 2)
         if not controllers:
             top, files = root / "sys/fs/cgroup", v2_files

@@ -93,7 +93,10 @@ def write_shards(output: str, shards: Sequence[Shard], settings: Settings, proce
 def _end_with_the_command() -> None:
     """Have this process end at once when the command is interrupted or killed."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    library = ctypes.CDLL(None)
+    # Of Linux alone: elsewhere, a process ends after its shard if the command was killed.
+    if hasattr(library, "prctl"):
+        library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _complete(output: str, shard: Shard, settings: Settings) -> Written:

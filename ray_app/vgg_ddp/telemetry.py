@@ -4,6 +4,7 @@ import posixpath
 import resource
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -76,7 +77,13 @@ class Telemetry:
 
 
 def own_memory_bytes() -> int:
-    """Memory of this process in bytes, without what it shares with others, such as Ray's object store."""
-    with open("/proc/self/statm") as file:
-        _, resident, shared, *_ = map(int, file.read().split())
+    """Memory of this process in bytes, without what it shares with others, such as Ray's object store.
+
+    On macOS, which has no such file, the most that it had so far, with what it shares.
+    """
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        # In bytes there, in KiB on Linux.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    _, resident, shared, *_ = map(int, statm.read_text().split())
     return (resident - shared) * resource.getpagesize()

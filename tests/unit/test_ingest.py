@@ -1,5 +1,6 @@
 """Which images are streamed."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,46 @@ def test_images_are_streamed_if_they_would_take_more_than_a_quarter_of_the_memor
     assert choose_ingest(TrainConfig(ingest="stream"), source) == "stream"
     # Without a cluster there is nobody who could decode meanwhile.
     assert choose_ingest(TrainConfig(num_workers=0), source) == "memory"
+
+
+@pytest.mark.parametrize(
+    ("config", "way"),
+    [
+        (TrainConfig(ingest="memory"), "--ingest stream, or a smaller --image-size"),
+        (TrainConfig(num_workers=0), "--num-workers 1 or more, without torchrun, or a smaller --image-size"),
+    ],
+)
+def test_images_that_cannot_fit_into_memory_are_refused_before_they_are_decoded(
+    config: TrainConfig, way: str, data_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = find_source(str(data_folder), "")
+    needed = decoded_bytes(source, 32)
+    monkeypatch.setattr(ingest, "available_memory_bytes", lambda: needed)
+    assert choose_ingest(config, source) == "memory"
+    monkeypatch.setattr(ingest, "available_memory_bytes", lambda: needed - 1)
+    with pytest.raises(UsageError, match=f"{data_folder} take 0.0 GB of memory .* 0.0 GB left: use {way}"):
+        choose_ingest(config, source)
+
+
+def test_each_of_torchruns_processes_needs_memory(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = find_source(str(data_folder), "")
+    monkeypatch.setattr(ingest, "available_memory_bytes", lambda: 2 * decoded_bytes(source, 32))
+    for processes, expected in (("2", nullcontext()), ("3", pytest.raises(UsageError, match="of memory"))):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+        with expected:
+            choose_ingest(TrainConfig(num_workers=0), source)
+
+
+def test_cifar10_in_large_can_only_be_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "available_memory_bytes", lambda: 9 * 10**9)
+    cifar10 = Source("CIFAR-10", "data", "cifar10")
+    assert choose_ingest(TrainConfig(image_size=223), cifar10) == "memory"
+    with pytest.raises(UsageError) as refusal:
+        choose_ingest(TrainConfig(image_size=224), cifar10)
+    assert str(refusal.value) == (
+        "the images of CIFAR-10 take 9.0 GB of memory once they are decoded to --image-size 224, and this machine has "
+        "9.0 GB left: use a smaller --image-size."
+    )
 
 
 def test_what_cannot_be_streamed_is_refused(data_folder: Path) -> None:

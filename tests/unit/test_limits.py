@@ -53,6 +53,14 @@ def test_memory_left_here_is_less_than_all() -> None:
     assert 0 < available_memory_bytes() <= psutil.virtual_memory().total
 
 
+def test_machine_without_proc_and_bound_processes_tells_all_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert available_memory_bytes(tmp_path) == pytest.approx(psutil.virtual_memory().total, rel=0.01)
+    assert usable_cores(tmp_path) == os.cpu_count()
+
+
 @pytest.mark.parametrize(
     ("groups", "files", "expected"),
     [
