@@ -90,7 +90,7 @@ def watched(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     with prometheus(tmp_path_factory.mktemp("prometheus")) as ask:
         results: list[tuple[Outcome, list[Row]]] = []
         # More than one checkpoint, and all steps of an epoch in less than a second.
-        settings = {"epochs": 4, "lr": 0.01, "run_name": "watched", "checkpoint_every_seconds": 1.0}
+        settings = {"epochs": 8, "lr": 0.01, "run_name": "watched", "checkpoint_every_seconds": 0.5}
         training = threading.Thread(target=lambda: results.append(train(2, **settings)))
         training.start()
         seen: list[dict[str, float]] = []

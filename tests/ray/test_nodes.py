@@ -65,7 +65,7 @@ def test_drained_node_is_left_with_a_checkpoint_and_the_run_goes_on_from_it(clus
 def test_elastic_run_shrinks_when_a_node_dies_and_grows_when_one_comes(cluster: Cluster, tmp_path: Path) -> None:
     _, dying = (cluster.add_node(num_cpus=1) for _ in range(2))
     flags = ["--address", cluster.address, "--min-workers", 1, "--num-workers", 2, "--data", "sample"]
-    flags += ["--recipe", "classic", "--batch-size", 3, "--epochs", 1]
+    flags += ["--recipe", "classic", "--batch-size", 2, "--epochs", 1]
     flags += ["--precision", "fp32", "--checkpoint-every-seconds", 1]
     flags += ["--max-failures", 2, "--run-name", "run", "--storage-path", tmp_path]
     log, run = tmp_path / "log", tmp_path / "run"
