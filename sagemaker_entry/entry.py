@@ -62,8 +62,6 @@ class Entry:
     def prepare_environment(self, token: str) -> None:
         """Set what Ray and the workers that it starts inherit."""
         self._redact.add(token)
-        # Ray gives up on workers that need longer, and starts over: an image may be slow to import torch.
-        self.environment.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
         self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         if len(self.cluster.hosts) == 1:
             # Ray's way to keep to loopback.

@@ -17,10 +17,14 @@ DEFAULTS = {
     # The dashboard of a cluster that stays can tell of its runs: /api/train/v2/runs/v1.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
 }
+# How long the controller waits for the CPUs or GPUs of all workers before it starts over: 60 s by default.
 PATIENT_DEFAULTS = {
-    # How long the controller waits for workers. A machine that comes in place of another takes minutes to boot, and a
-    # busy laptop takes some to import torch in every worker: after Ray's 60 s it would start over, three times at most.
+    # A machine that comes in place of another takes minutes to boot.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1200",
+}
+ELASTIC_DEFAULTS = {
+    # For up to 20 s, what Ray counts includes a machine that is gone. Then there are fewer workers to ask for.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
 }
 LOCAL_DEFAULTS = {
     # An actor more to start, whose memory would end with the run.
@@ -44,10 +48,7 @@ def prepare(address: str | None, streamed: bool = False, elastic: bool = False) 
         The address of the Ray cluster to join, or `LOCAL` for one to start on this machine.
     """
     address = address or os.environ.get("RAY_ADDRESS") or LOCAL
-    defaults = DEFAULTS
-    if not elastic or address == LOCAL:
-        # An elastic run that asked for a machine which is gone has to start over soon, with fewer workers.
-        defaults = defaults | PATIENT_DEFAULTS
+    defaults = DEFAULTS | (ELASTIC_DEFAULTS if elastic else PATIENT_DEFAULTS)
     if address == LOCAL:
         defaults = defaults | LOCAL_DEFAULTS | allocation.ENVIRONMENT | (STREAMING_DEFAULTS if streamed else {})
         # Ray's processes inherit the path: cheaper than shipping the package to the machine it is on.

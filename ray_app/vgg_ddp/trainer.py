@@ -19,8 +19,8 @@ from vgg_ddp.train import train_loop
 logger = logging.getLogger(__name__)
 
 CONTROLLER_FAILURES = 3
-# An elastic run that loses a machine may ask for it once more in vain, which counts as such a failure.
-ELASTIC_CONTROLLER_FAILURES = 100
+# An elastic run that loses a machine asks for it in vain at first, every 10 s, which counts as such a failure.
+ELASTIC_CONTROLLER_FAILURES = 600
 # A resize restarts the workers from the newest checkpoint: rarely enough not to do so all the time.
 SECONDS_BETWEEN_RESIZE_CHECKS = 30.0
 
