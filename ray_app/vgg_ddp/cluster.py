@@ -20,6 +20,8 @@ Resources = dict[str, float]
 CONNECT_SECONDS = 5.0
 # Parts of a CPU that Ray can tell apart.
 SHARES = 10_000
+# Ray Train itself sets a deprecated option of Ray Data's; the start of what Python would tell the user about that.
+QUIET = {"PYTHONWARNINGS": "ignore:`ExecutionOptions.exclude_resources`"}
 # What `ray up` leaves on a head node: the cluster file, with the resources of each type of node.
 CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
 
@@ -44,7 +46,7 @@ def connect(address: str, verbose: bool = False) -> Any:
     if address != "auto":
         _require_answer(address)
     try:
-        runtime_env = {"py_modules": [str(PACKAGE)], "env_vars": allocation.ENVIRONMENT}
+        runtime_env = {"py_modules": [str(PACKAGE)], "env_vars": allocation.ENVIRONMENT | QUIET}
         return ray.init(address=address, logging_level=level, runtime_env=runtime_env)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]

@@ -3,7 +3,7 @@
 import logging
 import math
 import posixpath
-from typing import Any
+from typing import Any, ClassVar
 
 from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -48,22 +48,28 @@ class TolerantTorchConfig(TorchConfig):  # type: ignore[misc]
 
 
 class LeanTrainer(TorchTrainer):  # type: ignore[misc]
-    """Ray's trainer for a cluster that ends with the run, without two actors that have nothing to do there.
+    """Ray's trainer without the actor that manages Ray Train's datasets, of which there are none.
 
-    They would clean up after a controller that the cluster outlives, and manage Ray Train's datasets, of which there
-    are none. Each takes seconds of a core to start, and 1 % of one from then on.
+    It would take seconds of a core to start, and 1 % of one from then on.
     """
 
+    needless: ClassVar[tuple[type, ...]] = (DatasetsCallback,)
+
     def _create_default_callbacks(self) -> list[Any]:
-        needless = (PlacementGroupCleanerCallback, DatasetsCallback)
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, needless)]
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, self.needless)]
+
+
+class LeanestTrainer(LeanTrainer):
+    """For a cluster that ends with the run: also without the actor that would clean up after a controller's death."""
+
+    needless = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 
 def build_trainer(job: Job, run: Folder, resources_per_worker: dict[str, float], own_cluster: bool) -> TorchTrainer:
     """A trainer whose workers each run `train_loop` on the job, restarted together when one fails."""
     config = job.config
     storage_path, name = posixpath.split(run.path)
-    trainer = LeanTrainer if own_cluster else TorchTrainer
+    trainer = LeanestTrainer if own_cluster else LeanTrainer
     return trainer(
         train_loop,
         train_loop_config={"job": job},

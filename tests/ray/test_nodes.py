@@ -60,6 +60,7 @@ def test_drained_node_is_left_with_a_checkpoint_and_the_run_goes_on_from_it(clus
     resumed = re.search(r"Resumed at step (\d+)", log.read_text())
     assert resumed, log.read_text()
     assert int(resumed[1]) == saved > 0
+    assert "DeprecationWarning" not in log.read_text()
 
 
 def test_elastic_run_shrinks_when_a_node_dies_and_grows_when_one_comes(cluster: Cluster, tmp_path: Path) -> None:
