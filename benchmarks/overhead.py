@@ -17,6 +17,7 @@ import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import ray
 import torch
@@ -65,8 +66,8 @@ def cores_left_alone(spare: int) -> Iterator[None]:
     """While this lasts, programs that are started count that many cores less as theirs; they are not bound to them."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "sitecustomize.py").write_text(FEWER_CORES.format(spare=spare))
-        os.environ["PYTHONPATH"] = folder
-        yield
+        with patch.dict(os.environ, PYTHONPATH=folder):
+            yield
 
 
 def main() -> None:

@@ -76,8 +76,11 @@ def decoded_bytes(source: Source, image_size: int) -> int:
     Raises:
         UsageError: naming the file that cannot be read.
     """
-    images = CIFAR10_IMAGES if source.kind == "cifar10" else 0
-    for split in SPLITS if source.kind == "parquet" else ():
+    bytes_each = image_size**2 * 3
+    if source.kind == "cifar10":
+        return CIFAR10_IMAGES * bytes_each
+    images = 0
+    for split in SPLITS:
         folder, files = find_files(source.location, split)
         images += sum(look_at_files(folder, files, lambda parquet: int(parquet.file.metadata.num_rows)))
-    return images * image_size**2 * 3
+    return images * bytes_each

@@ -4,7 +4,6 @@ import posixpath
 import resource
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -81,9 +80,10 @@ def own_memory_bytes() -> int:
 
     On macOS, which has no such file, the most that it had so far, with what it shares.
     """
-    statm = Path("/proc/self/statm")
-    if not statm.exists():
+    try:
+        with open("/proc/self/statm") as file:
+            _, resident, shared, *_ = map(int, file.read().split())
+    except FileNotFoundError:
         # In bytes there, in KiB on Linux.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    _, resident, shared, *_ = map(int, statm.read_text().split())
     return (resident - shared) * resource.getpagesize()
