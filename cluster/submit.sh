@@ -51,7 +51,9 @@ job = JobSubmissionClient(sys.argv[1]).get_job_info(sys.argv[2])
 if not job.status.is_terminal():
     sys.exit(1)
 ends = {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: 143}
-print(ends.get(job.status, job.driver_exit_code or 1))
+code = ends.get(job.status, job.driver_exit_code or 1)
+# Below 0: the signal that killed the driver, as shells count it.
+print(code if code >= 0 else 128 - code)
 ' "$address" "$job" 2> /dev/null); then
   exit "$code"
 fi

@@ -88,19 +88,20 @@ class Host:
     def namespace(self) -> str:
         return f"vgg-{self.folder.parent.name}-{self.name}"
 
-    def commands(self) -> list[str]:
-        """Command lines of the processes that run on it."""
+    def processes(self) -> dict[int, str]:
+        """What runs on it: command lines by process ID, as this machine counts them."""
         listed = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True)
-        found = []
-        for pid in listed.stdout.split():
+        found = {}
+        for pid in map(int, listed.stdout.split()):
             try:
-                found.append(Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                command = Path(f"/proc/{pid}/cmdline").read_bytes()
             except OSError:
                 continue
+            found[pid] = command.replace(b"\0", b" ").decode(errors="replace")
         return found
 
     def ray_processes(self) -> list[str]:
-        return [command for command in self.commands() if "raylet" in command or "gcs_server" in command]
+        return [command for command in self.processes().values() if "raylet" in command or "gcs_server" in command]
 
     def shell(self, command: str) -> str:
         """What a command prints in the network of the host, as the machine's owner."""
@@ -112,7 +113,7 @@ class Host:
         # The kernel ends all processes of a namespace with its process 1, which goes with its parent.
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
-        wait_until(lambda: not self.commands(), seconds=20)
+        wait_until(lambda: not self.processes(), seconds=20)
         _ip(f"netns delete {self.namespace}")
 
 

@@ -137,7 +137,7 @@ def status(url: str, token: str | None = None) -> int:
 
 def training_hosts(hosts: list[Host]) -> set[str]:
     """Names of the hosts on which a worker of Ray Train runs."""
-    return {host.name for host in hosts if any("RayTrainWorker" in command for command in host.commands())}
+    return {host.name for host in hosts if any("RayTrainWorker" in command for command in host.processes().values())}
 
 
 def watch_until_exit(process: subprocess.Popen[bytes], hosts: list[Host], seconds: float) -> tuple[int, set[str]]:

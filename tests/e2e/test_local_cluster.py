@@ -88,6 +88,20 @@ def test_submit_ends_with_the_exit_code_of_the_job(cluster: tuple[ssh_hosts.Netw
     assert "--epochs 0: expected a positive number." in result.stdout
 
 
+def test_submit_ends_like_a_shell_command_after_a_kill(
+    cluster: tuple[ssh_hosts.Network, Laptop], tmp_path: Path
+) -> None:
+    network, laptop = cluster
+    log = tmp_path / "log"
+    flags = ["--num-workers", WORKERS, "--data", "sample", "--storage-path", network.folder, "--run-name", "killed"]
+    process = laptop.start(SUBMIT, laptop.cluster_file, *flags, log=log)
+    wait_until(lambda: "Data: " in log.read_text() or process.poll() is not None, seconds=60)
+    drivers = [pid for pid, command in network.hosts["m0"].processes().items() if "main.py --num-workers" in command]
+    for pid in drivers:
+        os.kill(pid, signal.SIGKILL)
+    assert process.wait(60) == 128 + signal.SIGKILL, log.read_text()
+
+
 def test_folder_that_the_machines_do_not_share_is_refused(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
     network, laptop = cluster
     # Each host has a /tmp of its own.
