@@ -1,6 +1,5 @@
-"""Runs the project's program for a benchmark."""
+"""Run main.py for a benchmark, and collect its measurements."""
 
-import csv
 import signal
 import statistics
 import subprocess
@@ -14,6 +13,9 @@ from typing import TextIO
 
 import psutil
 
+from vgg_ddp.run.files import read_metrics
+from vgg_ddp.run.storage import Folder
+
 ROOT = Path(__file__).resolve().parent.parent
 MAIN = ROOT / "ray_app" / "main.py"
 LIMIT_SECONDS = 4 * 3600
@@ -22,12 +24,12 @@ SECONDS_TO_END = 60
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run measured.
+    """The measurements of a finished run.
 
     Attributes:
-        rows: of metrics.csv, one for each epoch.
-        memory: when it was looked at, in seconds since 1970, and how many bytes the worker of Ray's that used most had
-            in use; what several share counts in parts (PSS). Nothing if it was not watched.
+        rows: the rows of metrics.csv, one per epoch.
+        memory: samples of (time in seconds since 1970, bytes used by the largest Ray worker). Memory shared by several
+            processes counts proportionally (PSS). Empty if memory was not watched.
     """
 
     rows: list[dict[str, float]]
@@ -38,7 +40,7 @@ class Trained:
         return max((used for _, used in self.memory), default=0)
 
     def peaks_by_epoch(self) -> list[int]:
-        """The most memory in use in each epoch, from the end of the one before to its own."""
+        """Peak memory in bytes of each epoch, from the end of the previous epoch to its own end."""
         ends = [row["time"] for row in self.rows]
         return [
             max((used for moment, used in self.memory if start < moment <= end), default=0)
@@ -47,9 +49,14 @@ class Trained:
 
 
 def mean_and_spread(accuracies: Sequence[float]) -> str:
-    """Mean of some runs, and their standard deviation where there are several, as text."""
+    """Mean and, with several values, standard deviation, as text."""
     spread = f" +- {statistics.stdev(accuracies):.2%}" if len(accuracies) > 1 else ""
     return f"{statistics.mean(accuracies):.2%}{spread}"
+
+
+def torchrun_command(processes: int) -> list[object]:
+    """The start of a command line that runs a script with this many processes on this machine."""
+    return [Path(sys.executable).with_name("torchrun"), "--standalone", f"--nproc-per-node={processes}"]
 
 
 def train(
@@ -59,17 +66,20 @@ def train(
     show_epochs: bool = False,
     script: Sequence[object] = (MAIN,),
 ) -> Trained:
-    """A finished run: under Ray, or of as many processes as are named under torchrun.
+    """Run main.py to its end.
 
-    To watch the memory takes time from the run. The lines on its epochs are printed as they come if they are to be
-    shown. Another script, with its first arguments, may stand for main.py.
+    Args:
+        flags: flags of main.py.
+        processes: start this many processes with torchrun; 0 starts main.py directly.
+        watch_memory: sample the memory of Ray's workers, which slows the run slightly.
+        show_epochs: print the line of each epoch as it appears.
+        script: arguments of Python that replace main.py, such as ("-m", "some.module").
 
     Raises:
-        SystemExit: with what the run printed, if it fails.
+        SystemExit: if the run fails, with the end of its output.
     """
-    torchrun = [Path(sys.executable).with_name("torchrun"), "--standalone", f"--nproc-per-node={processes}"]
-    launcher = torchrun if processes else [sys.executable]
-    # A terminated benchmark is to end its run like an interrupted one.
+    launcher = torchrun_command(processes) if processes else [sys.executable]
+    # Terminating the benchmark must end its run, as interrupting it does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         command = [*launcher, *script, *flags, "--storage-path", folder, "--run-name", "run"]
@@ -82,13 +92,11 @@ def train(
             memory = _wait(run, watch_memory, written if show_epochs else None)
         if run.returncode:
             raise SystemExit(f"main.py failed: {log.read_text()[-2000:]}")
-        with Path(folder, "run", "metrics.csv").open() as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-    return Trained(rows, memory)
+        return Trained(read_metrics(Folder.at(f"{folder}/run")), memory)
 
 
 def _wait(run: subprocess.Popen[bytes], watch_memory: bool, written: TextIO | None) -> list[tuple[float, int]]:
-    """Wait for the end of a run; what its largest worker had in use meanwhile, if it is to be watched."""
+    """Wait for a run to end; return the memory samples of its largest worker, if watched."""
     deadline = time.monotonic() + LIMIT_SECONDS
     memory = []
     try:
@@ -108,14 +116,14 @@ def _wait(run: subprocess.Popen[bytes], watch_memory: bool, written: TextIO | No
 
 
 def _print_epochs(written: TextIO | None) -> None:
-    """Print the lines on epochs that a run has written since the last look."""
+    """Print the epoch lines that a run has written since the last call."""
     for line in written or ():
         if line.startswith("epoch "):
             print(f"  {line}", end="", flush=True)
 
 
 def _largest_worker() -> int:
-    """Memory in bytes of the worker on this machine that uses most."""
+    """Memory in bytes of this machine's largest Ray Train worker."""
     largest = 0
     for process in psutil.process_iter(["name"]):
         try:

@@ -1,24 +1,36 @@
-"""What every benchmark writes next to its numbers: the machine, the versions, the settings."""
+"""The command line and the results file that all benchmarks share."""
 
+import argparse
 import json
 import os
 import platform
-import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "ray_app"))
+
+def new_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the flag --json, whose help starts with a module's docstring."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    return parser
+
+
+def write_json(path: Path | None, results: dict[str, Any]) -> None:
+    """Write the results and a description of the machine; without a path, do nothing."""
+    if path:
+        path.write_text(json.dumps({"machine": describe_machine(), **results}, indent=2) + "\n")
+        print(f"written to {path}")
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory, versions, and how busy the machine was."""
-    # torch takes seconds to import, and not every benchmark needs it.
+    """Processor, cores, memory, load, and versions."""
+    # torch takes seconds to import, and some benchmarks do not need it.
     import torch
 
-    from vgg_ddp.hardware import processor_name
-    from vgg_ddp.limits import usable_cores
+    from vgg_ddp.machine.limits import usable_cores
+    from vgg_ddp.machine.precision import processor_name
 
     return {
         "processor": processor_name(torch.device("cpu")),
@@ -36,10 +48,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def write_json(path: Path | None, results: dict[str, Any]) -> None:
-    """Write the results with a description of the machine, where a path is given."""
-    if path:
-        path.write_text(json.dumps({"machine": describe_machine(), **results}, indent=2) + "\n")
-        print(f"written to {path}")

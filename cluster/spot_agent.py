@@ -1,7 +1,7 @@
-"""Drain this Ray node when EC2 announces that it takes the spot instance back; started by aws.yaml on each spot worker.
+"""Drain this Ray node when EC2 announces a spot interruption; aws.yaml starts it on each spot worker.
 
-Ray itself does not ask the instance metadata service. Once the node drains, Ray Train tells the workers, who save a
-checkpoint, and the autoscaler starts a replacement. Standard library and the ray command only.
+Ray itself does not query the instance metadata service. Once the node drains, Ray Train notifies the workers, which
+save a checkpoint, and the autoscaler starts a replacement. Uses only the standard library and the ray command.
 """
 
 import argparse
@@ -19,19 +19,21 @@ from datetime import UTC, datetime
 IMDS = "http://169.254.169.254"
 TOKEN_SECONDS = 6 * 3600
 REQUEST_SECONDS = 2.0
-# EC2 gives notice two minutes ahead and recommends to ask every five seconds.
+# EC2 gives two minutes' notice and recommends polling every five seconds.
 POLL_SECONDS = 5.0
-# Between reading the clock and Ray's noting the deadline, the ray command has to start.
-COMMAND_SECONDS = 5
+POLL_HELP = "seconds between two polls (default: %(default)s)"
+# Ray's deadline lies this much before EC2's: the ray command takes seconds to hand it over, and Ray has to stop the
+# workers before the instance is gone. Otherwise, the run counts a failure instead of a preemption.
+RESERVE_SECONDS = 15
 COMMAND_LIMIT_SECONDS = 60.0
 
 logger = logging.getLogger("spot_agent")
-# Instance metadata is never behind a proxy, whatever the environment says.
+# Never use a proxy for instance metadata, whatever the environment says.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Metadata:
-    """The instance metadata service, version 2: every request carries a token, renewed when it is refused.
+    """The instance metadata service, version 2: every request carries a token, renewed when rejected.
 
     https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/configuring-instance-metadata-service.html
     """
@@ -41,11 +43,11 @@ class Metadata:
         self._token: str | None = None
 
     def interruption(self) -> tuple[str, datetime] | None:
-        """What EC2 will do to this instance (terminate, stop or hibernate) and when; None if nothing is announced.
+        """The announced action (terminate, stop, or hibernate) and its time; None if nothing is announced.
 
         Raises:
-            OSError, http.client.HTTPException: if the service does not answer as it should.
-            ValueError, KeyError: if its answer is not what AWS documents.
+            OSError, http.client.HTTPException: if the request fails.
+            ValueError, KeyError: if the response is not in the documented format.
         """
         self._token = self._token or self._new_token()
         try:
@@ -60,21 +62,21 @@ class Metadata:
         return str(values["action"]), datetime.fromisoformat(values["time"])
 
     def _get(self, path: str, token: str) -> str:
-        return self._ask(urllib.request.Request(self._endpoint + path, headers={"X-aws-ec2-metadata-token": token}))
+        return self._send(urllib.request.Request(self._endpoint + path, headers={"X-aws-ec2-metadata-token": token}))
 
     def _new_token(self) -> str:
         headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_SECONDS)}
-        return self._ask(urllib.request.Request(self._endpoint + "/latest/api/token", method="PUT", headers=headers))
+        return self._send(urllib.request.Request(self._endpoint + "/latest/api/token", method="PUT", headers=headers))
 
     @staticmethod
-    def _ask(request: urllib.request.Request) -> str:
+    def _send(request: urllib.request.Request) -> str:
         with _opener.open(request, timeout=REQUEST_SECONDS) as response:
             return str(response.read().decode())
 
 
 def drain(action: str, at: datetime) -> bool:
-    """Tell Ray that this node goes at a time; whether Ray took note."""
-    seconds_left = max(1, int((at - datetime.now(UTC)).total_seconds()) - COMMAND_SECONDS)
+    """Ask Ray to drain this node by a deadline; return whether Ray accepted."""
+    seconds_left = max(1, int((at - datetime.now(UTC)).total_seconds()) - RESERVE_SECONDS)
     command = ["ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     command += ["--reason-message", f"EC2 will {action} this spot instance at {at.isoformat()}"]
     command += ["--deadline-remaining-seconds", str(seconds_left)]
@@ -91,7 +93,7 @@ def drain(action: str, at: datetime) -> bool:
 
 
 def watch(metadata: Metadata, poll_seconds: float) -> None:
-    """Ask for an announcement until there is one and Ray took note of it; errors are logged and outlived."""
+    """Poll until an interruption is announced and Ray accepts the drain; log errors and continue."""
     last_problem = ""
     while True:
         problem = ""
@@ -100,8 +102,8 @@ def watch(metadata: Metadata, poll_seconds: float) -> None:
         except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
             announced, problem = None, f"{type(error).__name__}: {error}"
         if problem != last_problem:
-            # Once, not at every poll.
-            logger.warning("instance metadata: %s", problem or "answering again")
+            # Log changes only, not every poll.
+            logger.warning("instance metadata: %s", problem or "responding again")
             last_problem = problem
         if announced and drain(*announced):
             return
@@ -112,7 +114,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     endpoint = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or IMDS
     parser.add_argument("--imds", default=endpoint, help="instance metadata service (default: %(default)s)")
-    parser.add_argument("--poll-seconds", type=float, default=POLL_SECONDS, help="default: %(default)s")
+    parser.add_argument("--poll-seconds", type=float, default=POLL_SECONDS, help=POLL_HELP)
     options = parser.parse_args()
     if not options.poll_seconds > 0:
         parser.error(f"--poll-seconds {options.poll_seconds}: expected a positive number of seconds.")

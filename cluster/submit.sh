@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train on a cluster: cluster/submit.sh CLUSTER_FILE [flags of ray_app/main.py]
-# Ships ray_app as a Ray job through an SSH tunnel, shows what it prints, and ends with its exit code. The cluster need
-# not be started anew after the code has changed.
+# Ships ray_app as a Ray job through an SSH tunnel, shows its output, and exits with its exit code. After a change to the
+# code, just submit again: the cluster does not need a restart.
 set -euo pipefail
 
 usage() { echo "submit.sh: error: $1" >&2; exit 2; }
@@ -9,13 +9,13 @@ usage() { echo "submit.sh: error: $1" >&2; exit 2; }
 [ $# -ge 1 ] || usage "expected a cluster file, such as cluster/local.yaml, then flags of ray_app/main.py"
 [ -f "$1" ] || usage "$1: no such cluster file"
 [ -n "${RAY_AUTH_TOKEN:-}" ] || [ -s "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}" ] ||
-  usage "no token in ~/.ray/auth_token: make one with ray get-auth-token --generate, then run ray up"
+  usage "no token in ~/.ray/auth_token: create one with ray get-auth-token --generate, then run ray up"
 cluster_file=$(realpath "$1")
 shift
 cd "$(dirname "$0")/.."
 
 export RAY_AUTH_MODE=token
-# SSH may keep a forwarded port for a while after the tunnel is closed: so one that no other command will want.
+# A random port: SSH may hold a forwarded port for a while after the tunnel is closed.
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 job=vgg-$(date +%Y%m%d-%H%M%S)-$$
 tunnel_log=$(mktemp)
@@ -23,11 +23,11 @@ shipped=$(mktemp -d)
 setsid ray dashboard "$cluster_file" --port "$port" > "$tunnel_log" 2>&1 < /dev/null &
 tunnel=$!
 trap 'kill -- -$tunnel 2> /dev/null || true; rm -rf "$tunnel_log" "$shipped"' EXIT
-how_to_go_on() {
+next_steps() {
   echo "To see its output: ray exec $cluster_file 'ray job logs --follow $job'" >&2
-  echo "To end it: ray exec $cluster_file 'ray job stop $job'" >&2
+  echo "To stop it: ray exec $cluster_file 'ray job stop $job'" >&2
 }
-trap 'echo "The job goes on." >&2; how_to_go_on; exit 130' INT TERM
+trap 'echo "The job continues." >&2; next_steps; exit 130' INT TERM
 
 until (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do
   if ! kill -0 $tunnel 2> /dev/null; then
@@ -39,24 +39,24 @@ until (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do
 done
 
 address=http://127.0.0.1:$port
-# Not what else may lie in this folder: images, runs, weights.
+# Only ray_app: the repository may also contain images, runs, and weights.
 cp -r ray_app "$shipped"
 ray job submit --address "$address" --submission-id "$job" --working-dir "$shipped" -- \
   python ray_app/main.py "$@" || true
-# The ray command ends with 1 however the job failed, and with 0 if it was stopped.
+# The ray command exits with 1 for any failure, and with 0 if the job was stopped.
 if code=$(python -c '
 import sys
 from ray.job_submission import JobStatus, JobSubmissionClient
 job = JobSubmissionClient(sys.argv[1]).get_job_info(sys.argv[2])
 if not job.status.is_terminal():
     sys.exit(1)
-ends = {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: 143}
-code = ends.get(job.status, job.driver_exit_code or 1)
-# Below 0: the signal that killed the driver, as shells count it.
+codes = {JobStatus.SUCCEEDED: 0, JobStatus.STOPPED: 143}
+code = codes.get(job.status, job.driver_exit_code or 1)
+# A negative code is the signal that killed the driver; shells report 128 + signal.
 print(code if code >= 0 else 128 - code)
 ' "$address" "$job" 2> /dev/null); then
   exit "$code"
 fi
-echo "submit.sh: error: no word of job $job; if it was submitted, it goes on." >&2
-how_to_go_on
+echo "submit.sh: error: no status of job $job; if it was submitted, it continues." >&2
+next_steps
 exit 1

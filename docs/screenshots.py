@@ -1,6 +1,6 @@
-"""Make the pictures of this folder from a real run: python docs/screenshots.py
+"""Take the screenshots in this folder from a real run: python docs/screenshots.py
 
-Needs Chromium and its driver (Debian: chromium, chromium-driver), and the packages of requirements-dev.txt.
+Needs Chromium and its driver (Debian: chromium, chromium-driver) and the packages in requirements-dev.txt.
 """
 
 import os
@@ -35,7 +35,7 @@ SECONDS_TO_SETTLE = 8
 
 @contextmanager
 def browser(profile: Path) -> Iterator[WebDriver]:
-    """A Chromium without a screen."""
+    """A headless Chromium."""
     options = ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-background-networking"):
@@ -50,14 +50,14 @@ def browser(profile: Path) -> Iterator[WebDriver]:
 
 
 def wait_for(chromium: WebDriver, text: str) -> WebElement:
-    """Wait until a page shows a text; gives the first element that holds it."""
+    """Wait until the page shows a text; return the first element that contains it."""
     place = (By.XPATH, f"//*[contains(text(), '{text}')]")
     waiting = WebDriverWait(chromium, SECONDS_TO_LOAD)
     return waiting.until(presence_of_element_located(place), f"{text} is not on the page")
 
 
 def log_in(chromium: WebDriver, dashboard: str, token: str) -> None:
-    """Open Ray's dashboard and give it the token that it asks for."""
+    """Open Ray's dashboard and enter the token that it asks for."""
     chromium.get(dashboard)
     field = (By.CSS_SELECTOR, "[role=dialog] input")
     WebDriverWait(chromium, SECONDS_TO_LOAD).until(element_to_be_clickable(field)).send_keys(token.strip())
@@ -66,10 +66,10 @@ def log_in(chromium: WebDriver, dashboard: str, token: str) -> None:
 
 
 def shoot(chromium: WebDriver, name: str, url: str, text: str) -> None:
-    """Keep a picture of the part of a page that shows a text, once it does."""
+    """Save a screenshot of a page, scrolled to a text, once the page shows it."""
     chromium.get(url)
     wait_for(chromium, text)
-    # Ray's dashboard fills its tables in a moment later.
+    # Ray's dashboard fills its tables a moment later.
     time.sleep(SECONDS_TO_SETTLE)
     chromium.execute_script("arguments[0].scrollIntoView({block: 'center'})", wait_for(chromium, text))
     chromium.save_screenshot(str(DOCS / f"{name}.png"))
@@ -77,24 +77,28 @@ def shoot(chromium: WebDriver, name: str, url: str, text: str) -> None:
 
 
 def shoot_dashboard(chromium: WebDriver, dashboard: str, token: str) -> None:
-    """The pages of Ray's dashboard that a person looks at while a run trains."""
+    """Save the dashboard pages that are useful while a run trains."""
     log_in(chromium, dashboard, token)
     shoot(chromium, "dashboard-job", f"{dashboard}/#/jobs/01000000", "main.py")
-    # The workers come last: so tall that the node is on the picture, too.
+    # The workers are at the bottom of the page; this height also shows the node above them.
     chromium.set_window_size(WIDTH, CLUSTER_HEIGHT)
     shoot(chromium, "dashboard-cluster", f"{dashboard}/#/cluster", "RayTrainWorker")
     chromium.set_window_size(WIDTH, HEIGHT)
 
 
 def free_port() -> int:
-    """A port of this machine that nothing listens on now."""
+    """A port that is currently free on this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_for_server(url: str) -> None:
-    """Wait until a server answers."""
+    """Wait until a server responds.
+
+    Raises:
+        OSError: if it does not within `SECONDS_TO_START`.
+    """
     deadline = time.monotonic() + SECONDS_TO_START
     while True:
         try:
@@ -108,7 +112,7 @@ def wait_for_server(url: str) -> None:
 
 @contextmanager
 def mlflow_server(folder: Path, *options: str) -> Iterator[str]:
-    """MLflow's server for the store in a folder; gives its URL."""
+    """An MLflow server for the store in a folder; yields its URL."""
     port = free_port()
     command = [Path(sys.executable).with_name("mlflow"), "server", "--backend-store-uri", "sqlite:///mlflow.db"]
     command += ["--port", str(port), "--workers", "1", *options]
@@ -120,13 +124,13 @@ def mlflow_server(folder: Path, *options: str) -> Iterator[str]:
         wait_for_server(url)
         yield url
     finally:
-        # The server's own workers would outlive it.
+        # Kill the whole group: the server's workers would survive it.
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
 def shoot_mlflow(chromium: WebDriver, folder: Path) -> None:
-    """The run's curves in MLflow."""
+    """Save the run's curves as MLflow shows them."""
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
@@ -135,7 +139,7 @@ def shoot_mlflow(chromium: WebDriver, folder: Path) -> None:
     with mlflow_server(folder) as url:
         page = f"{url}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}/model-metrics"
         chromium.get(page)
-        # A panel that opens by itself takes a quarter of the page.
+        # A panel that opens automatically covers a quarter of the page.
         close = element_to_be_clickable((By.CSS_SELECTOR, "button[aria-label=Close]"))
         WebDriverWait(chromium, SECONDS_TO_LOAD).until(close).click()
         shoot(chromium, "mlflow-metrics", page, "images_per_second")
@@ -144,7 +148,7 @@ def shoot_mlflow(chromium: WebDriver, folder: Path) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # The pictures show the command as the README has it, and no token of the user's is shown or changed.
+        # The command looks as in the docs, and the private home keeps the user's own token out of the screenshots.
         (folder / "ray_app").symlink_to(DOCS.parent / "ray_app")
         environment = os.environ | {"HOME": name, "RAY_USAGE_STATS_ENABLED": "0"}
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
@@ -160,7 +164,7 @@ def main() -> None:
                     break
             dashboard = re.search(r"Dashboard: (\S+)", output)
             if not dashboard:
-                raise SystemExit(f"no dashboard: {output}")
+                raise SystemExit(f"main.py printed no dashboard URL: {output}")
             shoot_dashboard(chromium, dashboard[1], (folder / ".ray" / "auth_token").read_text())
             run.communicate()
             shoot_mlflow(chromium, folder)

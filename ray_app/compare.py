@@ -1,52 +1,54 @@
-"""Several runs in one table and one picture: python ray_app/compare.py RUN RUN ...
+"""Compare runs in a table and a plot: python ray_app/compare.py RUN RUN ...
 
-Exit codes: 0 done; 2 the input cannot be used; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 2 invalid input; 130 stopped by Ctrl-C.
 """
 
 import dataclasses
 import sys
 from pathlib import Path
-
-from tyro.conf import Positional
+from typing import ClassVar
 
 from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error, refuse_password
-from vgg_ddp.output import outlive_readers
+from vgg_ddp.machine.stdout import outlive_readers
 
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
-    """Compare runs: what they reached, the settings in which they differ, and their curves."""
+    """Compare runs: results, settings that differ, and curves."""
 
-    runs: Positional[tuple[str, ...]]
-    """Names of runs in --storage-path, or their folders; a path or a URI (s3://...)."""
+    POSITIONAL: ClassVar = ("runs",)
+
+    runs: tuple[str, ...]
+    """Names of runs in --storage-path, or run folders (paths or URIs, s3://...)."""
     storage_path: str = "runs"
-    """Folder or URI that holds the run folders."""
+    """Folder or URI (s3://...) of the run folders."""
     output: str = "compare.png"
-    """File for the picture of their curves."""
+    """File to write the plot of the curves to (PNG)."""
 
     def __post_init__(self) -> None:
-        """Check that there is something to compare.
+        """Check the arguments.
 
         Raises:
-            UsageError: if not.
+            UsageError: if an argument is invalid.
         """
         for location in (*self.runs, self.storage_path):
             refuse_password("storage_path", location)
         if len(self.runs) < 2:
-            raise UsageError("expected two runs or more.")
-        if len(set(self.runs)) < len(self.runs):
-            raise UsageError("expected each run once.")
+            raise UsageError("expected at least two runs.")
+        if repeated := [run for run in self.runs if self.runs.count(run) > 1]:
+            raise UsageError(f"{repeated[0]} is given more than once.")
 
 
 def main() -> int:
     try:
         config = parse_flags(CompareConfig, sys.argv[1:], "python ray_app/compare.py")
-        from vgg_ddp.comparison import draw, format_differences, format_table, read_run
+        from vgg_ddp.run.curves import draw
+        from vgg_ddp.run.summary import format_differences, format_table, read_run
 
         runs = [read_run(location, config.storage_path) for location in config.runs]
         print(format_table(runs))
         differences = format_differences(runs)
-        print(f"\nSettings that differ:\n{differences}" if differences else "\nAll have the same settings.")
+        print(f"\nSettings that differ:\n{differences}" if differences else "\nAll runs have the same settings.")
         try:
             Path(config.output).write_bytes(draw(runs))
         except OSError as error:

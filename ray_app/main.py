@@ -1,6 +1,6 @@
-"""The command: python ray_app/main.py --num-workers 4. Reads the flags, launches the run, exits with its outcome.
+"""Train: python ray_app/main.py --num-workers 4
 
-Exit codes: 0 the run is finished; 1 training failed; 2 the input cannot be used; 130 after Ctrl-C; 143 after SIGTERM.
+Exit codes: 0 run finished; 1 training failed; 2 invalid input; 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
 """
 
 import os
@@ -8,22 +8,22 @@ import sys
 import time
 from typing import NoReturn
 
-from vgg_ddp import torchrun
 from vgg_ddp.config import PROGRAM, TrainConfig
 from vgg_ddp.flags import BAD_INPUT, UsageError, parse_flags, print_usage_error
-from vgg_ddp.output import outlive_readers
+from vgg_ddp.machine import torchrun
+from vgg_ddp.machine.stdout import outlive_readers
 
 
 def main() -> int:
     started_at = time.time()
     arguments = sys.argv[1:]
-    if torchrun.has_started_this():
-        # Its processes are the workers.
+    if torchrun.is_launcher():
+        # torchrun's processes are themselves the workers.
         arguments = ["--num-workers", "0", *arguments]
     try:
         config = parse_flags(TrainConfig, arguments, PROGRAM)
-        # Imported here, so that --help and a wrong flag answer at once.
-        from vgg_ddp.launch import launch
+        # Imported here to keep --help and flag errors fast.
+        from vgg_ddp.driver.launch import launch
 
         return launch(config, arguments, started_at)
     except UsageError as error:
@@ -35,10 +35,10 @@ def main() -> int:
 
 
 def end(exit_code: int) -> NoReturn:
-    """End this process at once, once `launch` has shut Ray down.
+    """Exit without Python's own shutdown; `launch` has already shut down Ray.
 
-    Python's own end would wait for images that are still being decoded, kill the thread that decodes them within C++,
-    which can abort the process, and look through all that torch and Ray hold for a second.
+    Python's shutdown would wait for images that are still being decoded, could abort while stopping the decoding
+    threads inside C++, and takes a second to free the memory of torch and Ray.
     """
     sys.stdout.flush()
     sys.stderr.flush()

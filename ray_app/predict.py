@@ -1,64 +1,63 @@
-"""Classes of images, or accuracy on a split: python ray_app/predict.py RUN_OR_MODEL image.png ...
+"""Classify images, or measure accuracy on a dataset: python ray_app/predict.py RUN_OR_MODEL image.png ...
 
-Exit codes: 0 done; 2 the input cannot be used; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 2 invalid input; 130 stopped by Ctrl-C.
 """
 
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from tyro.conf import Positional
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error, refuse_password
-from vgg_ddp.output import outlive_readers
+from vgg_ddp.machine.stdout import outlive_readers
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from vgg_ddp.inference import Classifier
+    from vgg_ddp.weights.model_file import Classifier
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictConfig:
-    """Classify images, or evaluate a split, with the model of a run."""
+    """Classify images, or measure accuracy on a dataset, with the model of a finished run."""
 
-    model: Positional[str]
-    """Folder of a finished run, or a .safetensors file; a path or a URI (s3://...)."""
-    images: Positional[tuple[str, ...]] = ()
-    """Images to classify, PNG or JPEG."""
+    POSITIONAL: ClassVar = ("model", "images")
+
+    model: str
+    """Run folder or .safetensors file; a path or URI (s3://...)."""
+    images: tuple[str, ...] = ()
+    """Images to classify (PNG or JPEG)."""
     top: int = 3
-    """Classes to print for each image, the likeliest first."""
+    """Number of classes to print per image, most likely first."""
     data: str | None = None
-    """Evaluate on this data instead: as --data of main.py."""
+    """Measure accuracy on this data instead; takes the same values as --data of main.py."""
     split: Literal["train", "test"] = "test"
-    """Which split of --data."""
+    """Split of --data to use."""
     data_dir: str = "data"
-    """Folder where CIFAR-10 is looked for and downloaded to."""
+    """Folder that holds CIFAR-10; it is downloaded there if missing."""
     tta: bool = False
-    """Test-time augmentation: classify six views of each image, and take the mean. With --data, next to the plain
-    accuracy."""
+    """Test-time augmentation: average the predictions for six views of each image."""
 
     def __post_init__(self) -> None:
-        """Check that there is something to do.
+        """Check the arguments.
 
         Raises:
-            UsageError: if not.
+            UsageError: if an argument is invalid.
         """
         refuse_password("model", self.model)
         refuse_password("data", self.data)
         if bool(self.images) == bool(self.data):
-            raise UsageError("expected either images to classify or --data to evaluate.")
+            raise UsageError("expected either images or --data, not both.")
         if self.top < 1:
             raise UsageError(f"--top {self.top}: expected a positive number.")
 
 
 def classify(classifier: "Classifier", config: PredictConfig) -> None:
-    """Print a line for each image: its likeliest classes with their probabilities."""
+    """Print one line per image: the most likely classes with their probabilities."""
     import numpy as np
 
-    from vgg_ddp.images import decode_image
+    from vgg_ddp.data.decode import decode_image
 
     pixels = []
     for name in config.images:
@@ -77,7 +76,8 @@ def classify(classifier: "Classifier", config: PredictConfig) -> None:
 
 def evaluate(classifier: "Classifier", config: PredictConfig) -> None:
     """Print the accuracy on a split."""
-    from vgg_ddp.data import find_source, load_split
+    from vgg_ddp.data.dataset import load_split
+    from vgg_ddp.data.source import find_source
 
     assert config.data is not None
     split, names = load_split(find_source(config.data, config.data_dir), config.split, classifier.image_size)
@@ -92,26 +92,30 @@ def evaluate(classifier: "Classifier", config: PredictConfig) -> None:
 def check_classes(
     classifier: "Classifier", labels: "npt.NDArray[np.int64]", names: tuple[str, ...] | None, config: PredictConfig
 ) -> None:
-    """Check that labels mean the same to the model and to the data.
+    """Check that labels have the same meaning in the model and in the data.
 
     Raises:
-        UsageError: if not.
+        UsageError: if they do not.
     """
-    from vgg_ddp.parquet import agree_on_classes
+    from vgg_ddp.data.parquet import merge_class_names
 
     known = classifier.class_names
-    # Of a model whose own data named no classes, nothing but their number is known.
+    # If the training data had no class names, they are just numbers.
     are_named = known != tuple(map(str, range(len(known))))
-    agree_on_classes({config.model: known if are_named else None, f"its {config.split} split": names}, str(config.data))
+    merge_class_names(
+        {config.model: known if are_named else None, f"its {config.split} split": names}, str(config.data)
+    )
     bad = labels[(labels < 0) | (labels >= len(known))]
     if len(bad):
-        raise UsageError(f"--data {config.data} has the label {bad[0]}: the model knows 0 to {len(known) - 1}.")
+        raise UsageError(
+            f"--data {config.data} contains label {bad[0]}, but the model has labels 0 to {len(known) - 1}."
+        )
 
 
 def main() -> int:
     try:
         config = parse_flags(PredictConfig, sys.argv[1:], "python ray_app/predict.py")
-        from vgg_ddp.inference import load_classifier
+        from vgg_ddp.weights.model_file import load_classifier
 
         classifier = load_classifier(config.model)
         (evaluate if config.data else classify)(classifier, config)

@@ -1,7 +1,7 @@
-"""Parquet files from a folder of images: python ray_app/prepare.py IMAGE_FOLDER OUTPUT
+"""Convert a folder of images to Parquet files: python ray_app/prepare.py IMAGE_FOLDER OUTPUT
 
-Exit codes: 0 done, even if single files were no images; 1 the output cannot be written; 2 the input cannot be used;
-130 stopped by Ctrl-C. The same command goes on where an earlier one ended.
+Exit codes: 0 done, even if some files were not images; 1 the output could not be written; 2 invalid input; 130 stopped
+by Ctrl-C. Running the same command again continues an interrupted conversion.
 """
 
 import csv
@@ -12,16 +12,14 @@ import time
 from concurrent.futures.process import BrokenProcessPool
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-from tyro.conf import Positional
+from typing import TYPE_CHECKING, ClassVar
 
 from vgg_ddp.flags import UsageError, flag, parse_flags, quit_with_usage_error, refuse_password
-from vgg_ddp.output import outlive_readers
+from vgg_ddp.machine.stdout import outlive_readers
 
 if TYPE_CHECKING:
-    from vgg_ddp.shards import Shard, Written
-    from vgg_ddp.storage import Folder
+    from vgg_ddp.data.prepare.shards import Shard, Written
+    from vgg_ddp.run.storage import Folder
 
 BROKEN_FILE = "broken.csv"
 BROKEN_SHOWN = 5
@@ -29,23 +27,25 @@ BROKEN_SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """Make Parquet files for --data from a folder of images."""
+    """Convert a folder of images to Parquet files for --data of main.py."""
 
-    image_folder: Positional[str]
-    """Folder with a folder of images for each class, or with train and test (or val) that hold such folders."""
-    output: Positional[str]
-    """Folder or URI (s3://...) for the Parquet files."""
+    POSITIONAL: ClassVar = ("image_folder", "output")
+
+    image_folder: str
+    """Folder with one subfolder per class, or with folders train and test (or val) that each have one per class."""
+    output: str
+    """Folder or URI (s3://...) to write the Parquet files to."""
     test_fraction: float = 0.1
-    """Part of each class that becomes the test split, where there are no folders for the splits."""
+    """Fraction of each class to hold out for testing, if IMAGE_FOLDER is not already split."""
     image_size: int | None = None
-    """Store images resized to this height and width, as PNG. Unset: PNG and JPEG files as they are, others as PNG."""
+    """Resize images to N x N pixels and store them as PNG. Default: keep PNG and JPEG files, convert others to PNG."""
     images_per_shard: int = 10_000
-    """Most images in one Parquet file; it also ends at 128 MB."""
+    """Maximum number of images per Parquet file; a file also ends at 128 MB."""
     processes: int | None = None
-    """Processes that read images. Unset: one for each core."""
+    """Number of processes that read images. Default: one per core."""
 
     def __post_init__(self) -> None:
-        """Check every value that can be checked without looking at the machine.
+        """Check every value that can be checked without inspecting the machine.
 
         Raises:
             UsageError: naming the flag, what was given and what was expected.
@@ -60,12 +60,12 @@ class PrepareConfig:
 
 
 def check_output(folder: "Folder", shards: "list[Shard]") -> None:
-    """Check that the output holds no other Parquet files, which would become part of the data.
+    """Check that the output folder has no Parquet files of other images, which would become part of the data.
 
-    What a command that was killed left half written is deleted.
+    Deletes partial files that a killed command left behind.
 
     Raises:
-        UsageError: if it does, or cannot be read.
+        UsageError: if there are such files, or the folder cannot be read.
     """
     expected = {shard.name for shard in shards}
     try:
@@ -76,15 +76,15 @@ def check_output(folder: "Folder", shards: "list[Shard]") -> None:
         if name.endswith(".tmp") and name.rsplit(".", 2)[0] in expected:
             folder.delete(name)
         elif name not in expected and (fnmatch(name, "train*.parquet") or fnmatch(name, "test*.parquet")):
-            raise UsageError(f"{folder} holds {name}, which is of other images: give an empty folder, or delete it.")
+            raise UsageError(f"{folder} contains {name}, made from other images: delete it or use an empty folder.")
 
 
 def prepare(config: PrepareConfig) -> int:
-    """Write all shards and say how it goes; the exit code."""
-    from vgg_ddp.image_folder import list_images
-    from vgg_ddp.limits import usable_cores
-    from vgg_ddp.shards import Settings, plan_shards, write_shards
-    from vgg_ddp.storage import Folder, absolute
+    """Write all shards and print progress; return the exit code."""
+    from vgg_ddp.data.prepare.image_folder import list_images
+    from vgg_ddp.data.prepare.shards import Settings, plan_shards, write_shards
+    from vgg_ddp.machine.limits import usable_cores
+    from vgg_ddp.run.storage import Folder, absolute
 
     try:
         images = list_images(Path(config.image_folder).absolute(), config.test_fraction)
@@ -107,8 +107,8 @@ def prepare(config: PrepareConfig) -> int:
     try:
         for shard in write_shards(output, shards, settings, config.processes or usable_cores()):
             written.append(shard)
-            made = sum(shard.images for shard in written if not shard.was_there)
-            note = "was there" if shard.was_there else f"{made / (time.monotonic() - started):,.0f} images/s"
+            made = sum(shard.images for shard in written if not shard.was_skipped)
+            note = "already written" if shard.was_skipped else f"{made / (time.monotonic() - started):,.0f} images/s"
             width = len(str(len(shards)))
             print(f"{len(written):>{width}}/{len(shards)}  {shard.name}  {shard.images:,} images  {note}", flush=True)
         report_broken(folder, written)
@@ -116,19 +116,21 @@ def prepare(config: PrepareConfig) -> int:
         print(f"error: {folder} cannot be written: {error}", file=sys.stderr)
         return 1
     except BrokenProcessPool:
-        print("error: a process was killed, perhaps for want of memory: use fewer --processes.", file=sys.stderr)
+        print("error: a process was killed, possibly because memory ran out: use fewer --processes.", file=sys.stderr)
         return 1
-    print(f"\nTrain on them with: python ray_app/main.py --data {config.output}")
+    print(f"\nTrain on them: python ray_app/main.py --data {config.output}")
     return 0
 
 
 def report_broken(folder: "Folder", written: "list[Written]") -> None:
-    """Count the files that are no images, show some, and write all down."""
+    """Print the number of files that are not images, with examples, and write the full list to a file."""
     broken = sorted(pair for shard in written for pair in shard.broken)
-    print(f"\nStored {sum(shard.images for shard in written):,} images; {len(broken):,} files are no images.")
+    stored = f"\nStored {sum(shard.images for shard in written):,} images"
     if not broken:
+        print(f"{stored}.")
         folder.delete(BROKEN_FILE)
         return
+    print(f"{stored}; {len(broken):,} files are not images.")
     for path, reason in broken[:BROKEN_SHOWN]:
         print(f"  {path}: {reason}")
     if len(broken) > BROKEN_SHOWN:
@@ -136,7 +138,7 @@ def report_broken(folder: "Folder", written: "list[Written]") -> None:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "reason"), *broken])
     folder.write(BROKEN_FILE, text.getvalue().encode())
-    print(f"All of them: {folder / BROKEN_FILE}")
+    print(f"Full list: {folder / BROKEN_FILE}")
 
 
 def main() -> int:
@@ -145,7 +147,7 @@ def main() -> int:
     except UsageError as error:
         quit_with_usage_error(error)
     except KeyboardInterrupt:
-        print("\nStopped; the same command goes on.", file=sys.stderr)
+        print("\nStopped. Run the same command again to continue.", file=sys.stderr)
         return 130
 
 

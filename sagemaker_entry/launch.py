@@ -1,20 +1,20 @@
-"""What runs in every container of a SageMaker job, as PID 1: `exec python sagemaker_entry/launch.py`.
+"""Runs in every container of a SageMaker job, as PID 1: `exec python sagemaker_entry/launch.py`.
 
-On the head host it starts Ray and `python ray_app/main.py` with the job's hyperparameters as flags; the other hosts
-join Ray and wait for the head's verdict, which all hosts end with.
+The head host starts Ray and `python ray_app/main.py` with the job's hyperparameters as flags. The other hosts join Ray
+and wait for the head's verdict. All hosts exit with the same code:
 
 | exit code | cause |
 | --- | --- |
 | 0 | finished; the model is in /opt/ml/model |
-| 1 | training failed; the failure file begins with the first exception |
-| 2 | the input cannot be used: a hyperparameter, a channel, missing storage |
-| 10 | a host, or a GPU, was missing when the time to join was over |
+| 1 | training failed; the failure file starts with the first exception |
+| 2 | invalid input: a hyperparameter, a channel, missing storage |
+| 10 | a host or a GPU was missing at the join deadline |
 | 11 | Ray stopped on a host |
-| 12 | a host fell silent while the job ran |
-| 13 | the head fell silent before it gave a verdict (exit code of the other hosts) |
-| 14 | main.py was ended by a signal, for example for want of memory |
+| 12 | a host stopped responding while the job ran |
+| 13 | the head stopped responding before it gave a verdict (exit code on the other hosts) |
+| 14 | main.py was killed by a signal, for example because memory ran out |
 | 15 | the results could not be copied to /opt/ml/model |
-| 16 | this program failed |
+| 16 | internal error of this program |
 | 143 | stopped by SIGTERM, after a checkpoint |
 """
 
@@ -23,20 +23,23 @@ import sys
 import traceback
 from pathlib import Path
 
-from entry import Entry
-from follower import follow
-from head import lead
-from hosts import read_cluster
-from job import SECRET_FILE, Paths, derive_token
-from outcome import ENTRY_FAILED, FINISHED, JobError, Redactor, Verdict, write_failure
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-# What Ray's processes get to end by themselves. On a head they take longer, since they wait for each other; but all
-# that matters is saved by now.
+from sagemaker_entry.container.entry import Entry
+from sagemaker_entry.container.head import lead
+from sagemaker_entry.container.hosts import read_cluster
+from sagemaker_entry.container.job import Paths, derive_token
+from sagemaker_entry.container.outcome import ENTRY_FAILED, FINISHED, JobError, Redactor, Verdict, write_failure
+from sagemaker_entry.container.peer import follow
+from sagemaker_entry.contract import SECRET_FILE
+
+# How long Ray's processes may take to exit before they are killed. On the head they would take longer, since they wait
+# for each other, but by then everything has been saved.
 END_SECONDS = 3.0
 
 
 def run(entry: Entry, paths: Paths) -> Verdict:
-    """This host's part of the job; whatever happens becomes a verdict."""
+    """Run this host's part of the job; every error becomes a verdict."""
     try:
         secret_file = Path(__file__).resolve().with_name(SECRET_FILE)
         token = derive_token(secret_file, entry.job_name, len(entry.cluster.hosts))

@@ -1,5 +1,6 @@
-"""What all tests share: a private home, so that no token or setting of the user's reaches Ray."""
+"""Shared by all tests: a private home directory, so that Ray does not see the user's tokens or settings."""
 
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,19 +8,22 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from command import SAMPLE
+from support.command import SAMPLE, SETTINGS
 
 
 @pytest.fixture(scope="session", autouse=True)
 def private_home() -> Iterator[Path]:
-    """A home and a folder for Ray of this test session's own; short, since Ray's socket paths are limited."""
+    """A home directory and a folder for Ray, private to this test session; short, because Ray limits socket paths."""
     with (
         tempfile.TemporaryDirectory(prefix="vgg-", ignore_cleanup_errors=True) as folder,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("HOME", folder)
         patch.setenv("RAY_TMPDIR", folder)
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        # A shell ignores Ctrl-C in commands that it starts in the background; the tests' processes would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for name, value in SETTINGS.items():
+            patch.setenv(name, value)
         for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
             patch.delenv(name, raising=False)
         yield Path(folder)

@@ -1,30 +1,33 @@
-"""What the driver and the workers of a run tell each other."""
+"""The data that the driver and the workers exchange."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
-
-import ray
+from typing import TYPE_CHECKING, Literal
 
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.ingest import Inputs
-from vgg_ddp.storage import Folder
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.streamed_dataset import StreamedDataset
+from vgg_ddp.run.storage import Folder
+from vgg_ddp.weights.pretrained import Pretrained
+
+if TYPE_CHECKING:
+    # The driver imports this module before it sets the environment variables that Ray reads on import.
+    import ray
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the driver hands to every worker.
+    """What the driver passes to each worker.
 
     Attributes:
         inputs: images and weights, or a reference to them in Ray's object store.
-        run: the run folder; None in a process of torchrun's that is not rank 0, which then asks rank 0.
-        use_gpu: whether each worker has a GPU of its own.
-        is_local: whether Ray's local mode runs the loop, in the driver's process.
-        claim: a file that the driver keeps beside the run folder, where that lies on a disk.
-        phases: when each phase of starting up was over so far, in seconds since 1970.
-        batch_norm: False only in tests, for a model whose gradients do not depend on how a batch is split.
-        stop_requested: whether this run has been asked to save and stop.
-        live_seconds: how often to write progress.json; None: never.
+        run: the run folder; None in torchrun's processes other than rank 0, which get it from rank 0.
+        use_gpu: whether each worker has its own GPU.
+        is_local: whether the loop runs in the driver's process, in Ray Train's local mode.
+        lock_file: the driver's lock on the run, or None if the run folder is not on a disk. A worker that cannot see it
+            does not share the driver's storage.
+        phases: end time of each start-up phase so far, in seconds since 1970.
+        stop_requested: returns whether the run should save and stop.
     """
 
     config: TrainConfig
@@ -32,30 +35,13 @@ class Job:
     run: Folder | None
     use_gpu: bool
     is_local: bool
-    claim: str | None = None
+    lock_file: str | None = None
     phases: dict[str, float] = field(default_factory=dict)
-    batch_norm: bool = True
     stop_requested: Callable[[], bool] | None = None
-    live_seconds: float | None = None
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """This process among those that train together.
-
-    Attributes:
-        are_alike: whether all of them have the same kind of processor or GPU, and so round alike.
-    """
-
-    rank: int
-    world_size: int
-    local_world_size: int
-    are_alike: bool
-
-    @property
-    def on_one_machine(self) -> bool:
-        """Whether there are several of them, all on this machine."""
-        return 1 < self.world_size == self.local_world_size
+class RefusedError(Exception):
+    """The run cannot start; the message is one line. Raised on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +51,11 @@ class Outcome:
     kind: Literal["finished", "stopped", "diverged", "refused", "unsaved"]
     message: str = ""
     step: int = 0
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a run: images and, with --init-from, initial weights."""
+
+    dataset: Dataset | StreamedDataset
+    pretrained: Pretrained | None = None

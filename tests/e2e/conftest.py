@@ -1,4 +1,4 @@
-"""A SageMaker of this machine's own: moto's server takes the jobs, and namespaces run them."""
+"""A SageMaker on this machine: moto's server accepts jobs, and containers made of namespaces run them."""
 
 import json
 from collections.abc import Iterator
@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from command import free_port, submit_to_sagemaker
-from container import Network, network, why_not
-from job_checks import SAMPLE, OneHost, Simulate, Submit, stop_and_restart
-from s3_server import BUCKET, CREDENTIALS, client, s3_server
-from simulated_job import SimulatedJob, simulated
+from support.command import free_port, submit_to_sagemaker
+from support.container import Network, missing_requirement, network
+from support.job_checks import SAMPLE, OneHost, Simulate, Submit, stop_and_restart
+from support.s3_server import BUCKET, CREDENTIALS, client, s3_server
+from support.simulated_job import SimulatedJob, simulated
 
 ROLE = "arn:aws:iam::123456789012:role/training"
 MACHINE = ("--role", ROLE, "--region", CREDENTIALS["AWS_DEFAULT_REGION"], "--bucket", BUCKET, "--instance-type")
@@ -19,7 +19,7 @@ MACHINE = ("--role", ROLE, "--region", CREDENTIALS["AWS_DEFAULT_REGION"], "--buc
 
 @pytest.fixture(scope="session")
 def sdk_environment(private_home: Path) -> dict[str, str]:
-    """Fake credentials, and no telemetry of the SDK."""
+    """Fake credentials, and the SDK's telemetry turned off."""
     config = private_home / "sagemaker.yaml"
     config.write_text(
         json.dumps({"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}})
@@ -29,7 +29,7 @@ def sdk_environment(private_home: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def net() -> Iterator[Network]:
-    reason = why_not()
+    reason = missing_requirement()
     if reason:
         pytest.skip(reason)
     with network() as net:
@@ -38,7 +38,7 @@ def net() -> Iterator[Network]:
 
 @pytest.fixture(scope="session")
 def aws(net: Network, tiny_data: Path) -> Iterator[str]:
-    """Endpoint of moto's server, which the containers can reach; the tiny images are there."""
+    """Endpoint of moto's server, which the containers can reach. Its bucket holds the tiny data set."""
     with s3_server(free_port(), net.gateway) as url:
         for file in tiny_data.iterdir():
             client(url).upload_file(str(file), BUCKET, f"tiny/{file.name}")
@@ -47,7 +47,7 @@ def aws(net: Network, tiny_data: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def submit(aws: str, sdk_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Submit:
-    """Submits a job with the command; gives what SageMaker says of it."""
+    """Submits a job with submit.py, and returns SageMaker's description of the job."""
 
     def run(*flags: object, instance_type: str = "ml.c5.xlarge") -> dict[str, Any]:
         cwd = tmp_path_factory.mktemp("submit")
@@ -64,22 +64,22 @@ def submit(aws: str, sdk_environment: dict[str, str], tmp_path_factory: pytest.T
 
 @pytest.fixture
 def simulate(net: Network, aws: str, tmp_path: Path) -> Iterator[Simulate]:
-    """Lays out the hosts of a job; they are gone when the test ends."""
+    """Prepares the hosts of a job, and removes them after the test."""
     open_jobs = []
 
-    def lay_out(request: dict[str, Any], name: str = "job", shm: str = "64m") -> SimulatedJob:
+    def prepare(request: dict[str, Any], name: str = "job", shm: str = "64m") -> SimulatedJob:
         context = simulated(SimulatedJob(request, tmp_path / name, net, aws, shm))
         open_jobs.append(context)
         return context.__enter__()
 
-    yield lay_out
+    yield prepare
     for context in open_jobs:
         context.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="session")
 def one_host(net: Network, aws: str, submit: Submit, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneHost]:
-    """A job of one host on the bundled sample, stopped and started again."""
+    """A job with one host that trains on the bundled sample, is stopped, and is restarted."""
     request = submit(*SAMPLE, "--num-workers", 2, "--spot")
     folder = tmp_path_factory.mktemp("one-host")
     with (

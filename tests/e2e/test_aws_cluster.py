@@ -1,4 +1,4 @@
-"""aws.yaml against an EC2 whose instances boot: from `ray up` over an interruption to `ray down`, and who did what."""
+"""aws.yaml on a simulated EC2 whose instances boot: `ray up`, a spot interruption, `ray down`, and every API call."""
 
 import os
 import re
@@ -13,47 +13,46 @@ from pathlib import Path
 import pytest
 import yaml
 
-import ssh_hosts
-from command import ROOT, wait_until
-from fake_ec2 import HEAD, IMAGE_PARAMETER, LAPTOP, REGION, SSH_CIDR, STACK, WORKER, Account, account
-from launcher import RAY, SUBMIT, Laptop, training_hosts
+from support import ssh_hosts
+from support.command import PATIENCE, ROOT, wait_until
+from support.fake_ec2 import HEAD, IMAGE_PARAMETER, LAPTOP, REGION, SSH_CIDR, STACK, WORKER, Account, account
+from support.launcher import RAY, SUBMIT, Laptop, training_hosts
 
 pytestmark = [
     pytest.mark.e2e,
-    pytest.mark.skipif(bool(ssh_hosts.unavailable()), reason=ssh_hosts.unavailable()),
-    pytest.mark.timeout(900),
+    pytest.mark.skipif(bool(ssh_hosts.missing_requirement()), reason=ssh_hosts.missing_requirement()),
 ]
 
 WORKERS = 2
-# EC2 gives notice 120 s ahead; less shows the same sooner.
-NOTICE_SECONDS = 45
+# EC2 gives 120 s of notice; less makes the test faster.
+NOTICE_SECONDS = 60
 
 
 @dataclass
-class Story:
-    """What happened.
+class Observed:
+    """Observations of a cluster from `ray up` to `ray down`.
 
     Attributes:
-        log: what submit.sh printed.
-        saved_steps: steps of the checkpoints that were in the bucket before the instance went.
-        first, then: instances that trained before the interruption, and after it.
-        interrupted: the instance that was taken back.
+        log: output of submit.sh.
+        saved_steps: steps of the checkpoints in the bucket before EC2 terminated the instance.
+        before, after: instances that trained before the interruption, and after it.
+        interrupted: the reclaimed instance.
     """
 
     account: Account
     log: str
     saved_steps: set[int]
-    first: set[str]
-    then: set[str]
+    before: set[str]
+    after: set[str]
     interrupted: str
 
 
 def rendered(made: Account, folder: Path) -> dict[str, object]:
-    """The stack's cluster file, but for what the hosts are not: reached from outside, Ubuntu, with GPUs."""
+    """The stack's cluster file, adapted to the simulated hosts: internal addresses, root instead of ubuntu, no GPUs."""
     environment = os.environ | {"AWS_ENDPOINT_URL": made.endpoint} | laptop_credentials()
     command = [sys.executable, str(ROOT / "cluster" / "render.py"), "--stack", STACK, "--region", REGION]
     command += ["--image-parameter", IMAGE_PARAMETER, "--output", str(folder / "aws.yaml")]
-    subprocess.run(command, env=environment, check=True, timeout=60)
+    subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
     config: dict[str, dict[str, dict[str, object]]] = yaml.safe_load((folder / "aws.yaml").read_text())
     config["provider"]["use_internal_ips"] = True  # type: ignore[assignment]
     config["auth"]["ssh_user"] = "root"  # type: ignore[assignment]
@@ -77,7 +76,7 @@ def has_started(made: Account) -> bool:
 
 
 @pytest.fixture(scope="module")
-def story() -> Iterator[Story]:
+def observed() -> Iterator[Observed]:
     with account() as made, tempfile.TemporaryDirectory(prefix="vgg-") as home:
         environment = laptop_credentials() | {"AWS_ENDPOINT_URL": made.endpoint}
         laptop = Laptop.make(Path(home) / "home", rendered(made, Path(home)), **environment)
@@ -89,49 +88,49 @@ def story() -> Iterator[Story]:
         flags += ["--storage-path", f"s3://{made.outputs['Bucket']}/runs"]
         process = laptop.start(SUBMIT, laptop.cluster_file, *flags, log=log)
         try:
-            wait_until(lambda: has_started(made) or process.poll() is not None, seconds=240)
+            wait_until(lambda: has_started(made) or process.poll() is not None)
             assert process.poll() is None, log.read_text()
-            first = training_hosts(made.workers())
+            before = training_hosts(made.workers())
             interrupted = made.workers()[0]
             made.announce_interruption(interrupted, NOTICE_SECONDS)
             wait_until(lambda: bool(saved_steps(made)), seconds=NOTICE_SECONDS)
             steps = saved_steps(made)
-            wait_until(lambda: "Resumed at step" in log.read_text() or process.poll() is not None, seconds=240)
+            wait_until(lambda: "Resumed at step" in log.read_text() or process.poll() is not None)
             assert process.poll() is None, log.read_text()
-            then = training_hosts(made.workers())
+            after = training_hosts(made.workers())
             result = laptop.run(RAY, "down", "--yes", laptop.cluster_file)
             assert result.returncode == 0, result.stdout
-            yield Story(made, log.read_text(), steps, first, then, interrupted.name)
+            yield Observed(made, log.read_text(), steps, before, after, interrupted.name)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
 
-def test_run_goes_on_from_the_checkpoint_that_the_interruption_made(story: Story) -> None:
-    resumed = re.search(r"Resumed at step (\d+)", story.log)
-    assert resumed, story.log
-    assert {int(resumed[1])} == story.saved_steps
+def test_run_resumes_from_the_checkpoint_saved_at_the_interruption(observed: Observed) -> None:
+    resumed = re.search(r"Resumed at step (\d+)", observed.log)
+    assert resumed, observed.log
+    assert {int(resumed[1])} == observed.saved_steps
     assert int(resumed[1]) > 0
 
 
-def test_replacement_trains_in_place_of_the_interrupted_worker(story: Story) -> None:
-    assert len(story.first) == len(story.then) == WORKERS
-    assert story.interrupted in story.first
-    assert story.interrupted not in story.then
-    assert len(story.first & story.then) == 1
+def test_replacement_worker_trains_instead_of_the_interrupted_one(observed: Observed) -> None:
+    assert len(observed.before) == len(observed.after) == WORKERS
+    assert observed.interrupted in observed.before
+    assert observed.interrupted not in observed.after
+    assert len(observed.before & observed.after) == 1
 
 
-def test_ray_down_leaves_no_instance(story: Story) -> None:
-    states = [instance["State"]["Name"] for instance in story.account.instances()]
-    assert len(states) == sum(int(launch["MaxCount"]) for launch in story.account.parameters("ec2:RunInstances"))
+def test_ray_down_terminates_every_instance(observed: Observed) -> None:
+    states = [instance["State"]["Name"] for instance in observed.account.instances()]
+    assert len(states) == sum(int(launch["MaxCount"]) for launch in observed.account.parameters("ec2:RunInstances"))
     assert set(states) == {"terminated"}
-    wait_until(lambda: not story.account.network.hosts, seconds=30)
+    wait_until(lambda: not observed.account.network.hosts, seconds=30)
 
 
-def test_every_instance_is_launched_encrypted_with_imdsv2_in_the_stacks_network(story: Story) -> None:
-    outputs = story.account.outputs
-    launches = story.account.parameters("ec2:RunInstances")
+def test_every_instance_launches_with_encrypted_disk_and_imdsv2_in_the_stacks_network(observed: Observed) -> None:
+    outputs = observed.account.outputs
+    launches = observed.account.parameters("ec2:RunInstances")
     assert launches
     for launch in launches:
         assert launch["MetadataOptions.HttpTokens"] == "required"
@@ -150,9 +149,9 @@ def test_every_instance_is_launched_encrypted_with_imdsv2_in_the_stacks_network(
         assert tags["ray-cluster-name"] == STACK
 
 
-def test_laptop_launches_the_head_on_demand_and_the_head_its_workers_as_spot_instances(story: Story) -> None:
-    outputs = story.account.outputs
-    launches = [call for call in story.account.calls if call.action == "ec2:RunInstances"]
+def test_laptop_launches_an_on_demand_head_and_the_head_launches_spot_workers(observed: Observed) -> None:
+    outputs = observed.account.outputs
+    launches = [call for call in observed.account.calls if call.action == "ec2:RunInstances"]
     for call in launches:
         is_head = call.caller == LAPTOP
         profile = outputs["HeadProfile" if is_head else "WorkerProfile"]
@@ -161,43 +160,43 @@ def test_laptop_launches_the_head_on_demand_and_the_head_its_workers_as_spot_ins
         assert call.parameters.get("InstanceMarketOptions.MarketType") == (None if is_head else "spot")
     assert [call.caller for call in launches].count(LAPTOP) == 1
     counts = [int(call.parameters["MaxCount"]) for call in launches if call.caller == HEAD]
-    # The workers, and the replacement. Once Ray's autoscaler launched one more on a busy machine: probably it looked
-    # just when the workers' placement group gave way to the next one, and counted both.
+    # The workers and the replacement. Once, on a busy machine, Ray's autoscaler launched one more: it probably counted
+    # both the old placement group of the workers and the new one.
     assert sum(counts) in (WORKERS + 1, WORKERS + 2)
 
 
 def allowed_actions(made: Account, profile: str) -> set[str]:
-    """What an instance profile's role allows besides the bucket, on whatever resource."""
+    """Actions that an instance profile's role allows besides access to the bucket, on any resource."""
     iam = made.client("iam")
     (role,) = iam.get_instance_profile(InstanceProfileName=made.outputs[profile])["InstanceProfile"]["Roles"]
     name = role["RoleName"]
     names = iam.list_role_policies(RoleName=name)["PolicyNames"]
     documents = [iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"] for policy in names]
-    # moto gives them as text with single quotes, which YAML reads.
+    # moto returns them as text with single quotes, which YAML can parse.
     statements = [statement for document in documents for statement in yaml.safe_load(document)["Statement"]]
     actions = [statement["Action"] for statement in statements]
     return {action for entry in actions for action in ([entry] if isinstance(entry, str) else entry)}
 
 
-def test_head_does_what_its_role_allows_and_workers_only_touch_the_bucket(story: Story) -> None:
-    made = story.account
-    head = {action for action in made.made_by(HEAD) if not action.startswith("s3:")}
+def test_head_calls_only_what_its_role_allows_and_workers_access_only_the_bucket(observed: Observed) -> None:
+    made = observed.account
+    head = {action for action in made.actions_of(HEAD) if not action.startswith("s3:")}
     assert {"ec2:DescribeInstances", "ec2:RunInstances"} <= head <= allowed_actions(made, "HeadProfile")
-    assert {action.partition(":")[0] for action in made.made_by(WORKER)} == {"s3"}
+    assert {action.partition(":")[0] for action in made.actions_of(WORKER)} == {"s3"}
     assert allowed_actions(made, "WorkerProfile") == set()
 
 
-def test_neither_launcher_nor_autoscaler_touches_roles_or_security_groups(story: Story) -> None:
+def test_neither_launcher_nor_autoscaler_changes_roles_or_security_groups(observed: Observed) -> None:
     changes = {
         action
-        for action in story.account.made_by(LAPTOP) | story.account.made_by(HEAD)
+        for action in observed.account.actions_of(LAPTOP) | observed.account.actions_of(HEAD)
         if not action.startswith("s3:") and not re.match(r"\w+:(Describe|Get)", action)
     }
     assert changes <= {"ec2:RunInstances", "ec2:CreateTags", "ec2:TerminateInstances", "ec2:CreateKeyPair"}
 
 
-def test_nothing_but_ssh_from_one_network_is_let_in(story: Story) -> None:
-    ec2 = story.account.client("ec2")
-    (group,) = ec2.describe_security_groups(GroupIds=[story.account.outputs["SecurityGroupId"]])["SecurityGroups"]
+def test_only_ssh_from_one_network_is_allowed(observed: Observed) -> None:
+    ec2 = observed.account.client("ec2")
+    (group,) = ec2.describe_security_groups(GroupIds=[observed.account.outputs["SecurityGroupId"]])["SecurityGroups"]
     open_to = {(rule.get("FromPort"), part["CidrIp"]) for rule in group["IpPermissions"] for part in rule["IpRanges"]}
     assert open_to == {(22, SSH_CIDR)}

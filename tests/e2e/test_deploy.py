@@ -12,8 +12,8 @@ import boto3
 import pytest
 from botocore.validate import ParamValidator
 
-from command import ROOT, free_port
-from s3_server import CREDENTIALS, s3_server
+from support.command import PATIENCE, ROOT, free_port
+from support.s3_server import CREDENTIALS, s3_server
 
 pytestmark = pytest.mark.e2e
 DEPLOY = ROOT / "sagemaker_entry" / "deploy.py"
@@ -29,10 +29,12 @@ def endpoint() -> Iterator[str]:
 
 def run(cwd: Path, *flags: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(DEPLOY), *map(str, flags)]
-    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, timeout=PATIENCE
+    )
 
 
-def test_dry_run_prints_three_requests_that_the_service_knows(tmp_path: Path) -> None:
+def test_dry_run_prints_three_valid_requests(tmp_path: Path) -> None:
     flags = ("--subnets", "subnet-1", "--security-groups", "sg-1", "--kms-key", "alias/disk", "--instance-count", 2)
     result = run(tmp_path, *FLAGS, *MODEL, *flags, "--dry-run")
     assert result.returncode == 0, result.stderr
@@ -52,12 +54,12 @@ def test_dry_run_prints_three_requests_that_the_service_knows(tmp_path: Path) ->
     assert requests["create_endpoint_config"]["KmsKeyId"] == "alias/disk"
 
 
-def test_endpoint_is_in_service_and_told_how_to_delete(endpoint: str, tmp_path: Path) -> None:
-    # Where the endpoint is made is not where the user's other commands go.
+def test_command_waits_for_the_endpoint_and_shows_how_to_delete_it(endpoint: str, tmp_path: Path) -> None:
+    # The flags select another region than the user's configuration.
     environment = CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "eu-west-1"}
     result = run(tmp_path, *FLAGS, *MODEL, "--endpoint", "cats", **environment)
     assert result.returncode == 0, result.stdout + result.stderr
-    # Told before the wait, so that Ctrl-C does not hide it.
+    # Printed before the wait, which Ctrl-C may end.
     deletion, status = result.stdout.splitlines()[-2:]
     assert deletion == "Delete it: aws sagemaker delete-endpoint --endpoint-name cats --region us-east-1"
     assert status == "Status:    InService"
@@ -66,18 +68,7 @@ def test_endpoint_is_in_service_and_told_how_to_delete(endpoint: str, tmp_path: 
     assert again.stderr.startswith("error: ") and "no-such-job" in again.stderr
 
 
-BAD_INPUT = {
-    "": "expected either --job or --model.",
-    "--job a --dry-run": "--dry-run asks nobody: expected --model instead of --job.",
-    "--model /tmp/model": "--model /tmp/model: expected s3://BUCKET/.../model.tar.gz.",
-    "--job a --endpoint x_y": "--endpoint x_y: expected up to 48 letters, digits and '-'.",
-    "--job a --instance-count 0": "--instance-count 0: expected a positive number.",
-}
-
-
-@pytest.mark.parametrize("flags", BAD_INPUT)
-def test_bad_input_is_one_line_and_exit_code_2(flags: str, tmp_path: Path) -> None:
-    result = run(tmp_path, *FLAGS, *flags.split())
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    result = run(tmp_path, *FLAGS)
     assert result.returncode == 2, result.stdout + result.stderr
-    (line,) = result.stderr.splitlines()
-    assert BAD_INPUT[flags] in line
+    assert result.stderr == "error: expected either --job or --model.\n"

@@ -1,4 +1,4 @@
-"""A SageMaker job from submission to model, in simulated containers."""
+"""SageMaker jobs from submission to model, in simulated containers."""
 
 import json
 import subprocess
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from command import ROOT
-from job_checks import (
+from support.command import PATIENCE, ROOT
+from support.job_checks import (
     TINY,
     OneHost,
     Simulate,
@@ -22,10 +22,10 @@ from job_checks import (
 
 pytestmark = pytest.mark.e2e
 # A Ray driver without the token.
-STRANGER = "import ray; ray.init('{address}:6379', logging_level='ERROR')"
+INTRUDER = "import ray; ray.init('{address}:6379', logging_level='ERROR')"
 
 
-def test_one_host_saves_on_sigterm_and_ends_in_time(one_host: OneHost) -> None:
+def test_one_host_saves_a_checkpoint_on_sigterm_within_a_minute(one_host: OneHost) -> None:
     assert one_host.first_code == 143, one_host.first.log
     assert one_host.seconds_to_stop < 60
     assert one_host.first.failure and one_host.first.failure.startswith("stopped by SIGTERM")
@@ -34,7 +34,7 @@ def test_one_host_saves_on_sigterm_and_ends_in_time(one_host: OneHost) -> None:
     assert not list((one_host.first.ml / "model").iterdir())
 
 
-def test_restarted_host_resumes_at_that_step_and_leaves_a_model(one_host: OneHost) -> None:
+def test_restarted_job_resumes_at_that_step_and_writes_a_model(one_host: OneHost) -> None:
     assert one_host.second_code == 0, one_host.second.log
     assert one_host.second.failure is None
     saved = steps(r"Stopped after step (\d+)", one_host.first)
@@ -42,13 +42,13 @@ def test_restarted_host_resumes_at_that_step_and_leaves_a_model(one_host: OneHos
     assert_model(one_host.second)
 
 
-def test_object_store_keeps_off_a_tiny_shared_memory(one_host: OneHost) -> None:
+def test_object_store_is_on_disk_if_shared_memory_is_tiny(one_host: OneHost) -> None:
     assert "--plasma-directory=/tmp" in one_host.first.log
     assert "bundled CIFAR-10 sample: 5,000 training" in one_host.first.log
 
 
-def test_one_host_listens_on_loopback_and_asks_for_its_token(one_host: OneHost) -> None:
-    # Worker 0 holds torch's rendezvous store, which torch binds to all interfaces, whatever it is told.
+def test_one_host_listens_on_loopback_only_and_requires_the_token(one_host: OneHost) -> None:
+    # Worker 0 runs torch's rendezvous store, which torch always binds to all interfaces.
     assert all(command.startswith("ray::RayTrainWorker") for command in one_host.exposed), one_host.exposed
     assert one_host.dashboard_without_token == "401"
     assert one_host.dashboard_with_token == "200"
@@ -56,19 +56,19 @@ def test_one_host_listens_on_loopback_and_asks_for_its_token(one_host: OneHost) 
     assert one_host.token not in json.dumps(one_host.request, default=str) + one_host.first.log + one_host.second.log
 
 
-def test_two_hosts_share_s3_resume_there_and_admit_nobody_else(submit: Submit, simulate: Simulate) -> None:
-    # An apostrophe in a hyperparameter: the SDK's scripts in the container would break on it as it is.
+def test_two_hosts_resume_from_s3_and_reject_a_driver_without_the_token(submit: Submit, simulate: Simulate) -> None:
+    # With an apostrophe, which the SDK's scripts in the container do not quote.
     uri = "s3://bucket/it's/checkpoints"
     request = submit(*TINY, "--epochs", 4, "--batch-size", 2, "--instance-count", 2, "--checkpoint-uri", uri)
     job = simulate(request, shm="2g")
     job.start()
     head, other = job.hosts
-    wait_for(head, "All of 2 hosts are there")
+    wait_for(head, "All 2 hosts joined")
     token = token_of(other)
     assert token == token_of(head) and len(token) == 64
-    stranger = other.run("env", "-u", "RAY_AUTH_TOKEN", sys.executable, "-c", STRANGER.format(address=head.address))
-    assert stranger.returncode != 0
-    assert "auth" in stranger.stderr.lower(), stranger.stderr
+    intruder = other.run("env", "-u", "RAY_AUTH_TOKEN", sys.executable, "-c", INTRUDER.format(address=head.address))
+    assert intruder.returncode != 0
+    assert "auth" in intruder.stderr.lower(), intruder.stderr
     wait_for(head, "Started:")
     codes, seconds = stop_and_measure(job)
     assert codes == {"algo-1": 143, "algo-2": 143}, job.logs()
@@ -79,7 +79,7 @@ def test_two_hosts_share_s3_resume_there_and_admit_nobody_else(submit: Submit, s
 
     again = simulate(request, "again", shm="2g")
     again.start()
-    assert again.wait(300) == {"algo-1": 0, "algo-2": 0}, again.logs()
+    assert again.wait(PATIENCE) == {"algo-1": 0, "algo-2": 0}, again.logs()
     assert steps(r"Resumed at step (\d+)", again.hosts[0]) == [saved]
     assert_model(again.hosts[0])
     assert not list((again.hosts[1].ml / "model").iterdir())
@@ -90,15 +90,15 @@ def test_coordinator_runs_the_driver_and_two_hosts_train(submit: Submit, simulat
     request = submit(*TINY, "--epochs", 1, "--instance-count", 2, "--coordinator-instance-type", "ml.m5.large")
     job = simulate(request, shm="2g")
     job.start()
-    assert job.wait(300) == {"algo-1": 0, "algo-2": 0, "algo-3": 0}, job.logs()
-    # The coordinator has the last number here: it is found by its group.
+    assert job.wait(PATIENCE) == {"algo-1": 0, "algo-2": 0, "algo-3": 0}, job.logs()
+    # The coordinator is identified by its group, not by its number.
     coordinator = job.hosts[2]
-    assert "All of 3 hosts are there" in coordinator.log
+    assert "All 3 hosts joined" in coordinator.log
     assert "Workers:   2 on CPU" in coordinator.log
     assert_model(coordinator)
 
 
-def test_source_code_that_travels_is_what_the_job_needs(submit: Submit, simulate: Simulate) -> None:
+def test_only_source_code_and_the_secret_are_uploaded(submit: Submit, simulate: Simulate) -> None:
     host = simulate(submit(*TINY)).hosts[0]
     code = host.ml / "input" / "data" / "code"
     assert {path.name for path in code.iterdir()} == {"ray_app", "sagemaker_entry", "requirements.txt"}

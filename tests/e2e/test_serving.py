@@ -1,4 +1,4 @@
-"""The model of a simulated job, served by SageMaker's own inference toolkit and model server."""
+"""A simulated job's model, served by SageMaker's own inference toolkit and model server."""
 
 import io
 import json
@@ -17,25 +17,25 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from command import SAMPLE, wait_until
-from container import SYSTEM_PATH, Container, Network, images_environment, make_container
-from deploy import ENVIRONMENT
-from job_checks import OneHost
-from vgg_ddp.images import decode_image
-from vgg_ddp.inference import load_classifier
+from sagemaker_entry.client.endpoint import ENVIRONMENT
+from support.command import PATIENCE, ROOT, SAMPLE, wait_until
+from support.container import SYSTEM_PATH, Container, Network, images_environment, make_container
+from support.job_checks import OneHost
+from vgg_ddp.data.decode import decode_image
+from vgg_ddp.weights.model_file import load_classifier
 
 pytestmark = pytest.mark.e2e
 SERVE = "from sagemaker_inference import model_server; model_server.start_model_server()"
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     status: int
     body: str
 
 
 @pytest.fixture(scope="module")
 def served(one_host: OneHost, net: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
-    """A container that serves the model of the job, as SageMaker starts it."""
+    """A container that serves the job's model, started as SageMaker does."""
     python, missing = images_environment()
     if missing:
         pytest.skip(missing)
@@ -53,21 +53,21 @@ def served(one_host: OneHost, net: Network, tmp_path_factory: pytest.TempPathFac
     host.connect(net)
     try:
         host.start([str(python), "-c", SERVE], environment, shm="64m")
-        wait_until(lambda: host.exited() or is_ready(host), seconds=90)
+        wait_until(lambda: host.exited() or is_ready(host))
         assert not host.exited(), host.log
         yield host
     finally:
         host.remove()
 
 
-def call(host: Container, path: str, body: bytes | None = None, **headers: str) -> Answer:
+def call(host: Container, path: str, body: bytes | None = None, **headers: str) -> Response:
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     request = urllib.request.Request(f"http://{host.address}:8080{path}", data=body, headers=names)
     try:
-        with urllib.request.urlopen(request, timeout=60) as response:
-            return Answer(response.status, response.read().decode())
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
+            return Response(answer.status, answer.read().decode())
     except urllib.error.HTTPError as error:
-        return Answer(error.code, error.read().decode())
+        return Response(error.code, error.read().decode())
 
 
 def is_ready(host: Container) -> bool:
@@ -77,13 +77,13 @@ def is_ready(host: Container) -> bool:
         return False
 
 
-def invoke(host: Container, body: bytes, content_type: str, accept: str = "application/json") -> Answer:
+def invoke(host: Container, body: bytes, content_type: str, accept: str = "application/json") -> Response:
     return call(host, "/invocations", body, Content_Type=content_type, Accept=accept)
 
 
 @pytest.fixture(scope="module")
 def encoded_images() -> list[bytes]:
-    """The first eight test images of the bundled sample, as they are in its file."""
+    """The first eight test images of the bundled sample, still encoded."""
     column = pq.read_table(SAMPLE / "test.parquet").slice(0, 8).column("img").combine_chunks()
     images: list[bytes] = column.field("bytes").to_pylist()
     return images
@@ -100,21 +100,21 @@ def npy(array: npt.NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-def rows(answer: Answer) -> list[list[float]]:
-    assert answer.status == 200, answer.body
-    return [list(row["probabilities"].values()) for row in json.loads(answer.body)["predictions"]]
+def rows(response: Response) -> list[list[float]]:
+    assert response.status == 200, response.body
+    return [list(row["probabilities"].values()) for row in json.loads(response.body)["predictions"]]
 
 
 @pytest.fixture(scope="module")
 def expected(one_host: OneHost, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """What the training program itself says of these images."""
+    """The probabilities that the training program computes for these images."""
     probabilities: npt.NDArray[np.float32] = (
         load_classifier(str(one_host.second.ml / "model")).probabilities(pixels).numpy()
     )
     return probabilities
 
 
-def test_png_npy_and_json_give_what_the_training_program_gives(
+def test_png_npy_and_json_predictions_equal_those_of_the_training_program(
     served: Container,
     encoded_images: list[bytes],
     pixels: npt.NDArray[np.uint8],
@@ -128,7 +128,7 @@ def test_png_npy_and_json_give_what_the_training_program_gives(
     np.testing.assert_allclose(rows(invoke(served, body, "application/json")), expected, atol=1e-5)
 
 
-def test_answer_names_the_likeliest_class(served: Container, encoded_images: list[bytes]) -> None:
+def test_response_names_the_most_probable_class(served: Container, encoded_images: list[bytes]) -> None:
     (prediction,) = json.loads(invoke(served, encoded_images[0], "image/png", "*/*").body)["predictions"]
     assert prediction["probability"] == max(prediction["probabilities"].values())
     assert prediction["probabilities"][prediction["class"]] == prediction["probability"]
@@ -141,68 +141,70 @@ def test_jpeg_of_another_size_is_resized(served: Container) -> None:
 
 
 def header(*shape: int) -> bytes:
-    """An npy file that promises an array, and ends there."""
+    """An npy file that ends after the header."""
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"shape": shape, "fortran_order": False, "descr": "|u1"})
     return stream.getvalue()
 
 
-BAD = {
-    "no image": (b"hello", "image/png", 400, "this is no image/png as expected"),
-    "truncated image": (b"\x89PNG\r\n\x1a\n" + b"\0" * 20, "image/png", 400, "this is no image/png"),
+BAD_REQUESTS = {
+    "not an image": (b"hello", "image/png", 400, "not a valid image/png"),
+    "truncated image": (b"\x89PNG\r\n\x1a\n" + b"\0" * 20, "image/png", 400, "not a valid image/png"),
     "wrong type": (b"x", "text/plain", 415, "expected one of image/png, image/jpeg"),
-    "floats": (npy(np.zeros((2, 2, 3))), "application/x-npy", 400, "expected uint8"),
-    "cut short": (npy(np.zeros((4, 4, 3), np.uint8))[:-9], "application/x-npy", 400, "and all of its bytes"),
-    "huge": (header(99_999, 99_999, 3), "application/x-npy", 400, "and all of its bytes"),
-    "pickle": (npy(np.array([{}], dtype=object)), "application/x-npy", 400, "expected uint8"),
-    "grey": (npy(np.zeros((4, 4, 1), np.uint8)), "application/x-npy", 400, "expected (H, W, 3)"),
-    "no JSON": (b"{", "application/json", 400, "this is no application/json"),
+    "floats": (npy(np.zeros((2, 2, 3))), "application/x-npy", 400, "expected complete uint8"),
+    "truncated npy": (npy(np.zeros((4, 4, 3), np.uint8))[:-9], "application/x-npy", 400, "expected complete uint8"),
+    "huge": (header(99_999, 99_999, 3), "application/x-npy", 400, "expected complete uint8"),
+    "pickle": (npy(np.array([{}], dtype=object)), "application/x-npy", 400, "expected complete uint8"),
+    "grayscale": (npy(np.zeros((4, 4, 1), np.uint8)), "application/x-npy", 400, "expected (H, W, 3)"),
+    "not JSON": (b"{", "application/json", 400, "not a valid application/json"),
     "damaged header": (
         b"\x93NUMPY\x01\x00\x12\x00{'descr': '|u1', (\n",
         "application/x-npy",
         400,
-        "this is no application",
+        "not a valid application",
     ),
-    "nested": (b"[" * 100_000, "application/json", 400, "this is no application/json"),
-    "no instances": (b"{}", "application/json", 400, "this is no application/json"),
-    "bright": (b'{"instances": [[[[1, 2, 256]]]]}', "application/json", 400, "0 to 255"),
-    "ragged": (b'{"instances": [[[[1, 2]], [[1, 2, 3]]]]}', "application/json", 400, "this is no application/json"),
+    "nested": (b"[" * 100_000, "application/json", 400, "not a valid application/json"),
+    "no instances": (b"{}", "application/json", 400, "not a valid application/json"),
+    "out of range": (b'{"instances": [[[[1, 2, 256]]]]}', "application/json", 400, "0 to 255"),
+    "ragged": (b'{"instances": [[[[1, 2]], [[1, 2, 3]]]]}', "application/json", 400, "not a valid application/json"),
     "too many": (npy(np.zeros((1001, 1, 1, 3), np.uint8)), "application/x-npy", 400, "expected at most 1000"),
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_the_clients_fault_and_is_explained(case: str, served: Container) -> None:
-    body, content_type, status, text = BAD[case]
-    answer = invoke(served, body, content_type)
-    assert answer.status == status, answer
-    assert text in answer.body.splitlines()[0], answer
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_bad_request_gets_a_4xx_status_and_the_reason(case: str, served: Container) -> None:
+    body, content_type, status, text = BAD_REQUESTS[case]
+    response = invoke(served, body, content_type)
+    assert response.status == status, response
+    assert text in response.body.splitlines()[0], response
 
 
-def test_request_without_a_content_type_is_explained(served: Container, encoded_images: list[bytes]) -> None:
+def test_request_without_a_content_type_gets_status_415(served: Container, encoded_images: list[bytes]) -> None:
     with socket.create_connection((served.address, 8080), 60) as connection:
         request = f"POST /invocations HTTP/1.1\r\nHost: serve\r\nContent-Length: {len(encoded_images[0])}\r\n\r\n"
         connection.sendall(request.encode() + encoded_images[0])
         assert connection.recv(1000).startswith(b"HTTP/1.1 415 ")
 
 
-def test_thousand_images_of_12_mb_are_answered(served: Container) -> None:
+def test_thousand_images_of_12_mb_in_total_are_classified(served: Container) -> None:
     images = np.random.default_rng(0).integers(0, 256, (1000, 64, 64, 3), dtype=np.uint8)
     assert len(rows(invoke(served, npy(images), "application/x-npy"))) == 1000
 
 
-def test_unknown_answer_format_is_refused(served: Container, encoded_images: list[bytes]) -> None:
-    answer = invoke(served, encoded_images[0], "image/png", accept="text/csv")
-    assert answer.status == 406
-    assert "expected application/json" in answer.body
+def test_unknown_response_format_is_rejected(served: Container, encoded_images: list[bytes]) -> None:
+    response = invoke(served, encoded_images[0], "image/png", accept="text/csv")
+    assert response.status == 406
+    assert "expected application/json" in response.body
 
 
-def test_server_lives_on_after_bad_input(served: Container, encoded_images: list[bytes]) -> None:
+def test_server_survives_bad_requests(served: Container, encoded_images: list[bytes]) -> None:
     assert len(rows(invoke(served, encoded_images[0], "image/png"))) == 1
 
 
-def test_archive_needs_nothing_beside_itself(one_host: OneHost) -> None:
+def test_archive_contains_only_the_script_and_its_modules(one_host: OneHost) -> None:
     code = one_host.second.ml / "model" / "code"
     files = {str(Path(root, name).relative_to(code)) for root, _, names in os.walk(code) for name in names}
-    package = {f"vgg_ddp/{name}.py" for name in ("__init__", "batches", "convolution", "model", "winograd")}
+    package = {"vgg_ddp/__init__.py"} | {
+        f"vgg_ddp/model/{path.name}" for path in (ROOT / "ray_app/vgg_ddp/model").glob("*.py")
+    }
     assert files == {"inference.py", *package}

@@ -1,20 +1,20 @@
-"""A job of the tuner, in an image with SageMaker's training toolkit, whose own `train` runs the script."""
+"""A trial of a search, in an image whose entry point is SageMaker's training toolkit."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from command import submit_to_sagemaker
-from container import images_environment
-from job_checks import Simulate, assert_model, wait_for
-from s3_server import BUCKET, client
+from support.command import PATIENCE, submit_to_sagemaker
+from support.container import images_environment
+from support.job_checks import Simulate, assert_model, wait_for
+from support.s3_server import BUCKET, client
 
 pytestmark = pytest.mark.e2e
 ROLE = "arn:aws:iam::123456789012:role/training"
 
 
-def test_tuners_job_trains_with_the_values_that_it_was_given(
+def test_trial_trains_with_the_values_that_the_tuner_chose(
     aws: str, sdk_environment: dict[str, str], simulate: Simulate, tmp_path: Path
 ) -> None:
     python, missing = images_environment()
@@ -28,19 +28,18 @@ def test_tuners_job_trains_with_the_values_that_it_was_given(
     sagemaker = client(aws, "sagemaker")
     tuning = sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
     request = tuning["TrainingJobDefinition"] | {"TrainingJobName": f"{name}-001-1a2b3c4d"}
-    # What the tuner makes of the ranges: a choice comes quoted, and it adds what it goes by.
+    # The tuner picks values from the ranges, quotes choices as JSON, and adds hyperparameters of its own.
     chosen = {"lr": "0.0731", "batch-size": '"48"', "_tuning_objective_metric": "test_accuracy"}
     request["HyperParameters"] = request["StaticHyperParameters"] | chosen
     job = simulate(request, shm="2g")
-    # The toolkit waits until the host name that the container was started with can be resolved.
     job.start(path=f"{python.parent}:")
     wait_for(job.hosts[0], "Started:")
-    # The toolkit is PID 1, and has no handler for it: nobody hears of it, and the trial goes on.
+    # The toolkit is PID 1 and ignores SIGTERM, so the job continues.
     job.stop()
-    assert job.wait(300) == {"algo-1": 0}, job.logs()
+    assert job.wait(PATIENCE) == {"algo-1": 0}, job.logs()
     (host,) = job.hosts
     assert_model(host)
     settings = (host.ml / "output" / "data" / "config.json").read_text()
     assert '"lr": 0.0731' in settings and '"batch_size": 48' in settings
-    # The tuner reads the objective from such a line.
+    # The tuner reads the objective from this line.
     assert re.search(r"epoch 1/1 .*test +[0-9.]+%", host.log)

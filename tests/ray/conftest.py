@@ -1,4 +1,4 @@
-"""One Ray cluster for all tests of a module that train in this process."""
+"""One Ray cluster per module for tests that train in this process."""
 
 import dataclasses
 import os
@@ -10,15 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from command import SAMPLE
-from vgg_ddp import cluster, ray_environment
+from support.command import SAMPLE
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.data import Dataset, find_source, load_dataset
-from vgg_ddp.ingest import Inputs
-from vgg_ddp.job import Job, Outcome
-from vgg_ddp.report import Row, read_metrics
-from vgg_ddp.storage import Folder
-from vgg_ddp.trainer import build_trainer
+from vgg_ddp.data.dataset import Dataset, load_dataset
+from vgg_ddp.data.source import find_source
+from vgg_ddp.driver import cluster, ray_environment
+from vgg_ddp.driver.trainer import build_trainer
+from vgg_ddp.job import Inputs, Job, Outcome
+from vgg_ddp.run.files import Row, read_metrics
+from vgg_ddp.run.storage import Folder
+from vgg_ddp.worker.train import train_loop
 
 Train = Callable[..., tuple[Outcome, list[Row]]]
 
@@ -29,7 +30,7 @@ def ray_cluster(private_home: Path) -> Iterator[None]:  # noqa: ARG001 - Ray has
     cluster.connect(ray_environment.prepare("local"))
     yield
     ray.shutdown()
-    # What is set for a cluster on one machine is wrong for tests with several nodes.
+    # The settings of a one-machine cluster would break tests with several nodes.
     os.environ.clear()
     os.environ.update(environment)
 
@@ -45,15 +46,15 @@ def train(
     tiny_dataset: Dataset,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Train:
-    """Trains on the tiny data under the shared cluster; gives the outcome and the rows of metrics."""
+    """Train on the tiny data on the shared cluster; return the outcome and the rows of metrics."""
     runs = Folder.at(str(tmp_path_factory.mktemp("runs")))
 
     def run(
         num_workers: int,
-        batch_norm: bool = True,
         stop_requested: Callable[[], bool] | None = None,
         run_name: str | None = None,
-        claim: str | None = None,
+        lock_file: str | None = None,
+        loop: Callable[..., Outcome] = train_loop,
         **settings: object,
     ) -> tuple[Outcome, list[Row]]:
         config = dataclasses.replace(
@@ -63,9 +64,11 @@ def train(
         )
         folder = runs / (run_name or f"run-{uuid.uuid4().hex[:6]}")
         inputs = ray.put(Inputs(tiny_dataset))
-        job = Job(config, inputs, folder, False, False, claim, batch_norm=batch_norm, stop_requested=stop_requested)
+        job = Job(config, inputs, folder, False, False, lock_file, stop_requested=stop_requested)
         placement = cluster.place_workers(config)
-        trainer = build_trainer(job, folder, placement.resources_per_worker, own_cluster=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("vgg_ddp.driver.trainer.train_loop", loop)
+            trainer = build_trainer(job, folder, placement.resources_per_worker, own_cluster=True)
         outcome: Outcome = trainer.fit().return_value
         return outcome, read_metrics(folder)
 
@@ -74,12 +77,12 @@ def train(
 
 @pytest.fixture(scope="session")
 def numbered_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """230 training images in seven row groups, whose labels are their numbers, and 61 test images in three."""
+    """230 training images in six row groups and 61 test images in three; each label is the image's index."""
     folder = tmp_path_factory.mktemp("stream")
     for split, count, rows in (("train", 230, 40), ("test", 61, 25)):
         table = pq.read_table(SAMPLE / f"{split}.parquet").slice(0, count)
         column = table.schema.get_field_index("label")
         table = table.set_column(column, "label", [list(range(count))])
-        # Each number is a class of its own.
+        # Each image is its own class.
         pq.write_table(table.replace_schema_metadata(), folder / f"{split}.parquet", row_group_size=rows)
     return folder

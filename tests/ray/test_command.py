@@ -1,4 +1,4 @@
-"""The command, as a person runs it."""
+"""The training command, as a user runs it."""
 
 import gzip
 import json
@@ -13,26 +13,28 @@ from pathlib import Path
 
 import pytest
 
-from command import (
+from support.command import (
     MAIN,
     MARK,
+    PATIENCE,
     PREDICT,
     main_command,
+    marked_processes,
     open_to_the_network,
-    processes_marked,
     run_main,
     run_on_terminal,
     wait_until,
 )
 
 FLAGS = ("--recipe", "classic", "--precision", "fp32", "--lr", 0.02)
-RUN_FILES = ["config.json", "curves.png", "events.out.tfevents", "metrics.csv", "model.safetensors", "startup.json"]
+RUN_FILES = ["chosen.json", "config.json", "curves.png", "events.out.tfevents", "metrics.csv", "model.safetensors"]
+RUN_FILES += ["startup.json"]
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 @pytest.fixture(scope="module")
 def two_worker_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Folder and output of a finished run of two Ray workers, the command given in an empty folder."""
+    """Folder and output of a finished run of two Ray workers, started in an empty folder."""
     cwd = tmp_path_factory.mktemp("two-workers")
     result = run_main("--num-workers", 2, "--data", tiny_data, "--epochs", 2, "--run-name", "ray", *FLAGS, cwd=cwd)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -40,12 +42,12 @@ def two_worker_run(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return cwd / "runs" / "ray", result.stdout
 
 
-def test_two_workers_leave_a_whole_run_folder(two_worker_run: tuple[Path, str]) -> None:
+def test_finished_run_leaves_a_complete_run_folder(two_worker_run: tuple[Path, str]) -> None:
     run, _ = two_worker_run
     names = sorted(path.name for path in run.iterdir() if not path.name.startswith((".", "checkpoint")))
     assert names == RUN_FILES
     assert len((run / "metrics.csv").read_text().splitlines()) == 3
-    # A tenth of the images.
+    # A tenth of the images: at least 10 steps per epoch.
     assert json.loads((run / "config.json").read_text())["batch_size"] == 24
 
 
@@ -58,18 +60,18 @@ def test_output_names_the_dashboard_the_folder_and_each_epoch(two_worker_run: tu
     assert "test accuracy" in output
 
 
-def test_output_into_a_pipe_has_no_control_characters_and_a_line_for_each_thing(
+def test_piped_output_has_no_control_characters_and_one_line_per_item(
     two_worker_run: tuple[Path, str],
 ) -> None:
     _, output = two_worker_run
     assert not CONTROL.search(output)
-    beginnings = [line.split()[0] for line in output.splitlines() if line]
-    assert beginnings[:7] == ["Data:", "Run:", "Dashboard:", "Workers:", "Started:", "epoch", "epoch"], output
-    assert beginnings[7] == "Finished"
+    first_words = [line.split()[0] for line in output.splitlines() if line]
+    expected = ["Data:", "Run:", "Dashboard:", "Workers:", "Training:", "Started:", "epoch", "epoch", "Finished"]
+    assert first_words[:9] == expected, output
 
 
 @pytest.mark.slow
-def test_terminal_shows_a_live_bar_of_what_the_workers_do(tiny_data: Path, tmp_path: Path) -> None:
+def test_terminal_shows_a_live_progress_bar(tiny_data: Path, tmp_path: Path) -> None:
     flags = ("--data", tiny_data, "--epochs", 3, "--run-name", "shown", "--profile", "--verbose", *FLAGS)
     code, written = run_on_terminal(main_command("--num-workers", 2, *flags), tmp_path, RAY_COLOR_PREFIX="0")
     assert code == 0, written
@@ -79,11 +81,11 @@ def test_terminal_shows_a_live_bar_of_what_the_workers_do(tiny_data: Path, tmp_p
     steps = [int(step) for _, step, _, _ in bars]
     assert steps == sorted(steps) and len(set(steps)) > 2
     assert len([line for line in plain.splitlines() if re.match(r"epoch \d/3  loss", line)]) == 3
-    # The cursor is back.
+    # The cursor is visible again.
     assert written.rfind("\x1b[?25h") > written.rfind("\x1b[?25l")
-    # What --verbose adds, of Ray Train's and of Ray's.
+    # With --verbose: logs of Ray Train and Ray.
     assert "Started training worker group" in plain and "Started a local Ray instance" in plain
-    assert "its 10 costliest operators" in plain and "convolution_backward" in plain
+    assert "its 10 most expensive operators" in plain and "convolution_backward" in plain
     assert "ERROR" not in plain
     run = tmp_path / "runs" / "shown"
     names = sorted(path.name for path in run.iterdir() if not path.name.startswith((".", "checkpoint")))
@@ -91,10 +93,10 @@ def test_terminal_shows_a_live_bar_of_what_the_workers_do(tiny_data: Path, tmp_p
     assert json.loads(gzip.decompress((run / "trace.json.gz").read_bytes()))["traceEvents"]
 
 
-def test_predict_gives_the_accuracy_that_training_ended_with(two_worker_run: tuple[Path, str], tiny_data: Path) -> None:
+def test_predict_reproduces_the_accuracy_of_training(two_worker_run: tuple[Path, str], tiny_data: Path) -> None:
     run, output = two_worker_run
     command = [sys.executable, str(PREDICT), str(run), "--data", str(tiny_data)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     accuracy = re.search(r"accuracy (\S+%)", result.stdout)
     assert accuracy and f"test accuracy      {accuracy[1]}" in output
@@ -106,7 +108,9 @@ def test_torchrun_trains_the_same_weights_as_two_ray_workers(
     torchrun = Path(sys.executable).with_name("torchrun")
     flags = ["--num-workers", 0, "--data", tiny_data, "--epochs", 2, "--run-name", "torchrun", *FLAGS]
     command = [torchrun, "--nproc-per-node=2", MAIN, *flags]
-    result = subprocess.run([str(part) for part in command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [str(part) for part in command], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert (tmp_path / "runs/torchrun/model.safetensors").read_bytes() == (
         two_worker_run[0] / "model.safetensors"
@@ -114,21 +118,21 @@ def test_torchrun_trains_the_same_weights_as_two_ray_workers(
     assert "Reported metrics" not in result.stderr
 
 
-def test_finished_run_says_so_and_more_epochs_train_it_further(
+def test_finished_run_is_not_repeated_and_more_epochs_train_it_further(
     two_worker_run: tuple[Path, str], tmp_path: Path
 ) -> None:
     run, _ = two_worker_run
     shutil.copytree(run, tmp_path / "runs" / "ray")
     again = run_main("--resume", "ray", cwd=tmp_path)
     assert again.returncode == 0
-    assert "is finished already" in again.stdout
-    # A run of Ray's goes on without it, too.
+    assert "is already finished" in again.stdout
+    # A run started under Ray continues without it.
     further = run_main("--resume", "ray", "--epochs", 3, "--num-workers", 0, cwd=tmp_path)
     assert further.returncode == 0, further.stdout + further.stderr
     assert len((tmp_path / "runs/ray/metrics.csv").read_text().splitlines()) == 4
 
 
-def test_damaged_checkpoint_is_told_and_the_one_before_it_used(tiny_data: Path, tmp_path: Path) -> None:
+def test_damaged_checkpoint_is_reported_and_the_previous_one_used(tiny_data: Path, tmp_path: Path) -> None:
     common = ("--num-workers", 0, "--data", tiny_data, "--checkpoint-every-seconds", 0.01, *FLAGS)
     assert run_main(*common, "--epochs", 2, "--run-name", "whole", cwd=tmp_path).returncode == 0
     run = tmp_path / "runs" / "whole"
@@ -140,14 +144,14 @@ def test_damaged_checkpoint_is_told_and_the_one_before_it_used(tiny_data: Path, 
     result = run_main("--resume", "whole", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert f"{newest.name} is damaged" in result.stderr + result.stdout
-    assert "using the one before it" in result.stderr + result.stdout
+    assert "using the previous one" in result.stderr + result.stdout
     assert older.name < newest.name
     assert (run / "model.safetensors").read_bytes() == reference
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("signal_number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signalled_ray_run_ends_in_time_and_resumes_to_the_same_weights(
+def test_interrupted_ray_run_ends_in_time_and_resumes_to_the_same_weights(
     signal_number: int, exit_code: int, two_worker_run: tuple[Path, str], tiny_data: Path, tmp_path: Path
 ) -> None:
     flags = ["--num-workers", 2, "--data", tiny_data, "--epochs", 2, "--run-name", "stopped", *FLAGS]
@@ -158,19 +162,19 @@ def test_signalled_ray_run_ends_in_time_and_resumes_to_the_same_weights(
         for line in process.stdout:
             if line.startswith("Started:"):
                 break
-        # Worker 0 holds torch's rendezvous store, which torch binds to all interfaces, whatever it is told.
+        # Worker 0 runs torch's rendezvous store, which torch always binds to all interfaces.
         exposed = open_to_the_network(tmp_path.name)
         assert len(exposed) <= 1, exposed
         assert all(command.startswith("ray::RayTrainWorker") for command in exposed)
         process.send_signal(signal_number)
         started = time.monotonic()
         output = process.stdout.read()
-        assert process.wait(60) == exit_code, output
+        assert process.wait(PATIENCE) == exit_code, output
     seconds = time.monotonic() - started
     assert seconds < (30 if signal_number == signal.SIGTERM else 5)
     assert "--resume stopped" in output
-    # Ray's dashboard notices a moment later that its parent is gone.
-    wait_until(lambda: not processes_marked(tmp_path.name), seconds=60)
+    # Ray's dashboard notices a moment later that its parent has exited.
+    wait_until(lambda: not marked_processes(tmp_path.name), seconds=60)
     if signal_number == signal.SIGTERM:
         assert list((tmp_path / "runs" / "stopped").glob("checkpoint_*/manifest.json"))
         result = run_main("--resume", "stopped", cwd=tmp_path)

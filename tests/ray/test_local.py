@@ -1,4 +1,4 @@
-"""Signals, kills and resume without a Ray cluster: one process, and those that torchrun starts."""
+"""Signals, kills, and resume without a Ray cluster: in one process, and under torchrun."""
 
 import io
 import os
@@ -17,29 +17,30 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from command import (
+from support.command import (
+    PATIENCE,
     PREDICT,
     PREPARE,
+    count_checkpoints,
     free_port,
     main_command,
-    processes_marked,
+    marked_processes,
     run_main,
     run_torchrun,
     started,
     torchrun_command,
     wait_until,
-    whole_checkpoints,
 )
-from vgg_ddp.report import read_metrics
-from vgg_ddp.storage import Folder
+from vgg_ddp.run.files import read_metrics
+from vgg_ddp.run.storage import Folder
 
 pytestmark = pytest.mark.slow
 
 FLAGS: tuple[object, ...] = ("--recipe", "classic", "--precision", "fp32", "--lr", 0.02, "--epochs", 2)
-# After each step: the first comes early, and however fast the machine, the run is not over by then.
+# A checkpoint after every step: on any machine, the first one is written long before the run ends.
 FLAGS += ("--checkpoint-every-seconds", 0.01)
 
-# Python runs this at its start: it writes down the modules of each rank as the process ends.
+# Python runs this at startup: it records the modules of each rank when the process exits.
 WATCH = """
 import os, pathlib, sys
 
@@ -52,9 +53,9 @@ if "RANK" in os.environ:
 """
 
 
-def png_of_colour(*colour: int) -> bytes:
+def png_of_color(*color: int) -> bytes:
     stream = io.BytesIO()
-    Image.new("RGB", (32, 32), colour).save(stream, "PNG")
+    Image.new("RGB", (32, 32), color).save(stream, "PNG")
     return stream.getvalue()
 
 
@@ -64,17 +65,17 @@ def model(cwd: Path) -> bytes:
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The model of one process that nothing disturbed, and that says nothing of the profiler it was watched by."""
+    """The model of an undisturbed, profiled run of one process that printed nothing on stderr."""
     cwd = tmp_path_factory.mktemp("undisturbed")
     result = run_main("--num-workers", 0, "--data", tiny_data, "--run-name", "run", "--profile", *FLAGS, cwd=cwd)
     assert result.returncode == 0 and result.stderr == "", result.stderr
-    assert "its 10 costliest operators" in result.stdout
+    assert "its 10 most expensive operators" in result.stdout
     return model(cwd)
 
 
 @pytest.fixture(scope="module")
 def two_undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where two processes ran that nothing disturbed, and wrote down their modules."""
+    """The folder of an undisturbed run of two processes that recorded their modules."""
     cwd = tmp_path_factory.mktemp("two-undisturbed")
     (cwd / "sitecustomize.py").write_text(WATCH)
     result = run_torchrun(2, "--data", tiny_data, "--run-name", "run", *FLAGS, cwd=cwd, PYTHONPATH=str(cwd))
@@ -84,44 +85,44 @@ def two_undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="module")
 def undisturbed_by_two(two_undisturbed: Path) -> bytes:
-    """The model of two processes that nothing disturbed."""
+    """The model of an undisturbed run of two processes."""
     return model(two_undisturbed)
 
 
-@pytest.mark.parametrize(("signal_number", "exit_code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGKILL", -9)])
-def test_signalled_process_resumes_to_the_same_weights(
+@pytest.mark.parametrize(("signal_number", "exit_code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_interrupted_process_resumes_to_the_same_weights(
     signal_number: str, exit_code: int, undisturbed: bytes, tiny_data: Path, tmp_path: Path
 ) -> None:
     command = main_command("--num-workers", 0, "--data", tiny_data, "--run-name", "run", *FLAGS)
     with started(tmp_path, command) as process:
-        wait_until(lambda: whole_checkpoints(tmp_path / "runs/run") >= 1, seconds=60)
+        wait_until(lambda: count_checkpoints(tmp_path / "runs/run") >= 1)
         process.send_signal(getattr(signal, signal_number))
         output, _ = process.communicate(timeout=30)
     assert process.returncode == exit_code, output
-    assert "--resume run" in output or signal_number == "SIGKILL"
+    assert "--resume run" in output
     resumed = run_main("--resume", "run", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert "Resumed at step" in resumed.stdout
     assert model(tmp_path) == undisturbed
 
 
-def test_run_goes_on_when_what_it_prints_is_read_no_more(undisturbed: bytes, tiny_data: Path, tmp_path: Path) -> None:
+def test_run_continues_after_its_output_pipe_is_closed(undisturbed: bytes, tiny_data: Path, tmp_path: Path) -> None:
     command = main_command("--num-workers", 0, "--data", tiny_data, "--run-name", "run", *FLAGS)
     with started(tmp_path, command) as process:
         assert process.stdout and process.stdout.readline().startswith("Data:")
         process.stdout.close()
-        assert process.wait(200) == 0
+        assert process.wait(PATIENCE) == 0
     assert model(tmp_path) == undisturbed
 
 
-def test_processes_of_torchrun_import_nothing_slow_that_they_do_not_need(two_undisturbed: Path) -> None:
+def test_torchrun_processes_do_not_import_slow_modules(two_undisturbed: Path) -> None:
     for rank in range(2):
         modules = set((two_undisturbed / f"modules-{rank}").read_text().splitlines())
         assert "torch.nn.parallel.distributed" in modules
         assert not modules & {"torch._dynamo", "torchvision"}
 
 
-def test_processes_that_found_different_images_are_refused(tiny_data: Path, tmp_path: Path) -> None:
+def test_processes_with_different_images_are_rejected(tiny_data: Path, tmp_path: Path) -> None:
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with ExitStack() as stack:
         ranks = []
@@ -129,10 +130,10 @@ def test_processes_that_found_different_images_are_refused(tiny_data: Path, tmp_
             of_rank = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
             command = main_command("--num-workers", 0, "--data", data, *FLAGS)
             ranks.append(stack.enter_context(started(tmp_path, command, **address, **of_rank)))
-        output, _ = ranks[0].communicate(timeout=100)
-        assert ranks[1].wait(100) == ranks[0].returncode == 2
+        output, _ = ranks[0].communicate(timeout=PATIENCE)
+        assert ranks[1].wait(PATIENCE) == ranks[0].returncode == 2
     found = f"{tiny_data}, 240 training images; bundled CIFAR-10 sample, 5,000 training images"
-    assert f"error: the workers found different images ({found}): give another --data." in output
+    assert f"error: the workers found different images ({found}): use another --data." in output
 
 
 def test_terminated_torchrun_saves_and_resumes_to_the_same_weights(
@@ -140,14 +141,14 @@ def test_terminated_torchrun_saves_and_resumes_to_the_same_weights(
 ) -> None:
     command = torchrun_command(2, "--data", tiny_data, "--run-name", "run", *FLAGS, "--checkpoint-every-seconds", 300)
     with started(tmp_path, command) as process:
-        # The only checkpoint is that of the signal.
-        wait_until(lambda: (tmp_path / "runs/run/startup.json").exists(), seconds=60)
+        # The signal triggers the only checkpoint.
+        wait_until(lambda: (tmp_path / "runs/run/startup.json").exists())
         process.terminate()
         output, _ = process.communicate(timeout=30)
     assert process.returncode != 0
     assert "Stopped after step" in output
     assert "torchrun --nproc-per-node=2 ray_app/main.py --resume run" in output
-    assert whole_checkpoints(tmp_path / "runs/run") == 1
+    assert count_checkpoints(tmp_path / "runs/run") == 1
     resumed = run_torchrun(2, "--resume", "run", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert model(tmp_path) == undisturbed_by_two
@@ -157,7 +158,7 @@ def test_fast_recipe_resumes_to_the_same_weights_and_leaves_a_plain_model(tiny_d
     flags = ("--data", tiny_data, *FLAGS, "--recipe", "fast")
     stopped = torchrun_command(2, *flags, "--run-name", "run", "--checkpoint-every-seconds", 300)
     with started(tmp_path, stopped) as process:
-        wait_until(lambda: (tmp_path / "runs/run/startup.json").exists(), seconds=60)
+        wait_until(lambda: (tmp_path / "runs/run/startup.json").exists())
         process.terminate()
         output, _ = process.communicate(timeout=30)
     assert "Stopped after step" in output
@@ -170,55 +171,55 @@ def test_fast_recipe_resumes_to_the_same_weights_and_leaves_a_plain_model(tiny_d
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     last_row = read_metrics(Folder.at(str(tmp_path / "runs/run")))[-1]
     assert f"accuracy {last_row['test_accuracy']:.2%}" in predicted.stdout, predicted.stderr
 
 
 @pytest.mark.parametrize("signal_number", ["SIGKILL", "SIGSTOP"])
-def test_killed_or_frozen_process_is_replaced_by_torchrun_and_the_weights_are_the_same(
+def test_torchrun_replaces_a_killed_or_frozen_process_and_the_weights_are_the_same(
     signal_number: str, undisturbed_by_two: bytes, tiny_data: Path, tmp_path: Path
 ) -> None:
     flags = ("--data", tiny_data, "--run-name", "run", "--collective-timeout-seconds", 5, *FLAGS)
     with started(tmp_path, torchrun_command(2, *flags), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1") as process:
-        wait_until(lambda: whole_checkpoints(tmp_path / "runs/run") >= 1, seconds=60)
-        ranks = [pid for pid, line in processes_marked(tmp_path.name).items() if "torchrun" not in line]
+        wait_until(lambda: count_checkpoints(tmp_path / "runs/run") >= 1)
+        ranks = [pid for pid, line in marked_processes(tmp_path.name).items() if "torchrun" not in line]
         os.kill(ranks[-1], getattr(signal, signal_number))
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
     assert bool(re.search(r"rank \d hung: no answer within 5 s", output)) == (signal_number == "SIGSTOP"), output
     assert "Resumed at step" in output
     assert model(tmp_path) == undisturbed_by_two
 
 
-def test_run_begins_with_the_weights_of_another(tiny_data: Path, undisturbed: bytes, tmp_path: Path) -> None:
-    (tmp_path / "former.safetensors").write_bytes(undisturbed)
-    flags = ("--num-workers", 0, "--data", tiny_data, "--init-from", "former.safetensors", "--batch-size", 24)
+def test_run_starts_from_the_weights_of_an_earlier_run(tiny_data: Path, undisturbed: bytes, tmp_path: Path) -> None:
+    (tmp_path / "earlier.safetensors").write_bytes(undisturbed)
+    flags = ("--num-workers", 0, "--data", tiny_data, "--init-from", "earlier.safetensors", "--batch-size", 24)
     flags += ("--recipe", "classic")
-    # Steps too small to change anything; batch normalisation's averages move on, all the same.
+    # Steps too small to change any weight; batch normalization's averages still change.
     result = run_main(*flags, "--lr", 1e-9, "--epochs", 1, "--precision", "fp32", "--run-name", "second", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    begun = torch.load(next((tmp_path / "runs/second").glob("checkpoint_*/state.pt")), weights_only=True)
-    with safe_open(tmp_path / "former.safetensors", framework="pt") as file:
-        for name, parameter in begun["replica"]["parameters"].items():
+    state = torch.load(next((tmp_path / "runs/second").glob("checkpoint_*/state.pt")), weights_only=True)
+    with safe_open(tmp_path / "earlier.safetensors", framework="pt") as file:
+        for name, parameter in state["replica"]["parameters"].items():
             torch.testing.assert_close(parameter, file.get_tensor(name), rtol=0, atol=1e-6)
-    # A resume needs neither those weights again, nor may it compute otherwise.
-    (tmp_path / "former.safetensors").unlink()
+    # A resume does not need those weights again, and must not change the precision.
+    (tmp_path / "earlier.safetensors").unlink()
     resumed = run_main("--resume", "second", "--epochs", 2, cwd=tmp_path)
     assert resumed.returncode == 0 and "Resumed at step" in resumed.stdout, resumed.stderr
     other = run_main("--resume", "second", "--epochs", 3, "--precision", "bf16", cwd=tmp_path)
     assert other.returncode == 2, other.stdout
-    assert other.stderr == "error: --precision bf16: the run computes in fp32; leave it out to resume.\n"
+    assert other.stderr == "error: --precision bf16: this run uses fp32; omit the flag to resume.\n"
     gone = run_main("--num-workers", 0, "--data", tiny_data, "--init-from", "gone", cwd=tmp_path)
     assert gone.returncode == 2 and gone.stderr.count("\n") == 1 and "gone: expected a folder" in gone.stderr
 
 
-def test_first_epochs_see_images_of_half_the_size(tmp_path: Path) -> None:
-    # Images of one colour are the same at any size, but for their edges in the model.
+def test_first_epochs_use_half_size_images(tmp_path: Path) -> None:
+    # Single-color images are the same at any size, except for edge effects in the model.
     generator = np.random.default_rng(0)
     for split in ("train", "test"):
-        images = [png_of_colour(*colour) for colour in generator.integers(0, 256, (60, 3)).tolist()]
+        images = [png_of_color(*color) for color in generator.integers(0, 256, (60, 3)).tolist()]
         pq.write_table(pa.table({"img": images, "label": np.arange(60) % 3}), tmp_path / f"{split}.parquet")
     sizes = {"small": (), "growing": ("--image-size", 64, "--half-size-epochs", 1), "large": ("--image-size", 64)}
     losses = {}
@@ -233,7 +234,7 @@ def test_first_epochs_see_images_of_half_the_size(tmp_path: Path) -> None:
     assert growing[1] != pytest.approx(small[1], rel=1e-3)
 
 
-def test_thousand_classes_go_from_a_folder_of_images_to_predictions(tmp_path: Path) -> None:
+def test_thousand_classes_from_image_folder_to_predictions(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for index in range(1000):
         folder = tmp_path / "photos" / f"класс {index}"
@@ -245,12 +246,12 @@ def test_thousand_classes_go_from_a_folder_of_images_to_predictions(tmp_path: Pa
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
     )
     assert "1,000 training and 1,000 test files, 1000 classes" in prepared.stdout, prepared.stdout + prepared.stderr
     trained = run_main("--num-workers", 0, "--data", "data", "--epochs", 1, "--run-name", "run", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "1,000 training and 1,000 test images, 1000 classes" in trained.stdout
     command = [sys.executable, str(PREDICT), "runs/run", "photos/класс 7/0.png", "--top", "1000"]
-    predicted = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    predicted = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert set(re.findall(r"класс \d+", predicted.stdout)) == {f"класс {index}" for index in range(1000)}

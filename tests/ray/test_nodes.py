@@ -1,4 +1,4 @@
-"""What a run does when nodes of its cluster go and come: several raylets on this machine, as Ray tests itself."""
+"""Runs on a cluster that nodes leave and join: several raylets on one machine, as in Ray's own tests."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from command import free_port, main_command, started, wait_until
+from support.command import PATIENCE, free_port, main_command, started, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -18,7 +18,7 @@ DRAIN_SECONDS = 10
 
 
 @pytest.fixture
-def cluster(private_home: Path) -> Iterator[Cluster]:  # noqa: ARG001 - Ray has to start in the private home
+def cluster(private_home: Path) -> Iterator[Cluster]:  # noqa: ARG001 - Ray must start in the private home
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": free_port()})
     yield cluster
     cluster.shutdown()
@@ -30,7 +30,7 @@ def drain(cluster: Cluster, node_id: str) -> None:
     reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "reclaimed"]
     deadline = ["--deadline-remaining-seconds", str(DRAIN_SECONDS)]
     command = [str(ray_command), "drain-node", "--address", cluster.address, "--node-id", node_id, *reason, *deadline]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -38,15 +38,16 @@ def checkpoint_steps(run: Path) -> set[int]:
     return {int(path.parent.name.split("_")[1]) for path in run.glob("checkpoint_*/manifest.json")}
 
 
-def test_drained_node_is_left_with_a_checkpoint_and_the_run_goes_on_from_it(cluster: Cluster, tmp_path: Path) -> None:
+def test_run_saves_when_a_node_drains_and_resumes_from_that_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
     _, leaving = (cluster.add_node(num_cpus=1) for _ in range(2))
-    # 2,500 steps an epoch and no checkpoint by the clock: the only one is that of the preemption, which is no failure.
+    # 2,500 steps take less time than the interval between checkpoints, so the only one comes from the preemption.
+    # --max-failures 0: a preemption does not count as a failure.
     flags = ["--address", cluster.address, "--num-workers", 2, "--data", "sample", "--batch-size", 2, "--epochs", 1]
     flags += ["--recipe", "classic", "--precision", "fp32", "--max-failures", 0]
     flags += ["--run-name", "run", "--storage-path", tmp_path]
     log, run = tmp_path / "log", tmp_path / "run"
     with started(tmp_path, main_command(*flags), log) as process:
-        wait_until(lambda: (run / "startup.json").exists() or process.poll() is not None, seconds=120)
+        wait_until(lambda: (run / "startup.json").exists() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         drain(cluster, leaving.node_id)
         wait_until(lambda: bool(checkpoint_steps(run)), seconds=DRAIN_SECONDS)
@@ -54,16 +55,16 @@ def test_drained_node_is_left_with_a_checkpoint_and_the_run_goes_on_from_it(clus
         cluster.add_node(num_cpus=1)
         time.sleep(DRAIN_SECONDS)
         cluster.remove_node(leaving, allow_graceful=False)
-        wait_until(lambda: "Resumed at step" in log.read_text() or process.poll() is not None, seconds=120)
+        wait_until(lambda: "Resumed at step" in log.read_text() or process.poll() is not None)
         process.terminate()
-        assert process.wait(60) == 143, log.read_text()
+        assert process.wait(PATIENCE) == 143, log.read_text()
     resumed = re.search(r"Resumed at step (\d+)", log.read_text())
     assert resumed, log.read_text()
     assert int(resumed[1]) == saved > 0
     assert "DeprecationWarning" not in log.read_text()
 
 
-def test_elastic_run_shrinks_when_a_node_dies_and_grows_when_one_comes(cluster: Cluster, tmp_path: Path) -> None:
+def test_elastic_run_shrinks_when_a_node_dies_and_grows_when_one_joins(cluster: Cluster, tmp_path: Path) -> None:
     _, dying = (cluster.add_node(num_cpus=1) for _ in range(2))
     flags = ["--address", cluster.address, "--min-workers", 1, "--num-workers", 2, "--data", "sample"]
     flags += ["--recipe", "classic", "--batch-size", 2, "--epochs", 1]
@@ -75,11 +76,11 @@ def test_elastic_run_shrinks_when_a_node_dies_and_grows_when_one_comes(cluster: 
         return [int(count) for count in re.findall(r"Resumed at step \d+ from \S+, (\d+) worker", log.read_text())]
 
     with started(tmp_path, main_command(*flags), log) as process:
-        wait_until(lambda: bool(checkpoint_steps(run)) or process.poll() is not None, seconds=120)
+        wait_until(lambda: bool(checkpoint_steps(run)) or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         cluster.remove_node(dying, allow_graceful=False)
-        wait_until(lambda: worker_counts() == [1] or process.poll() is not None, seconds=180)
+        wait_until(lambda: worker_counts() == [1] or process.poll() is not None)
         cluster.add_node(num_cpus=1)
-        wait_until(lambda: worker_counts() == [1, 2] or process.poll() is not None, seconds=180)
+        wait_until(lambda: worker_counts() == [1, 2] or process.poll() is not None)
         process.terminate()
-        assert process.wait(60) == 143, log.read_text()
+        assert process.wait(PATIENCE) == 143, log.read_text()

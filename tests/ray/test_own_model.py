@@ -1,5 +1,6 @@
-"""The program with another model, exchanged as the README says."""
+"""The program with the custom architecture of docs/extending.md: trained, resumed, evaluated, and served."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -7,25 +8,72 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors import safe_open
 
-from command import ROOT
+from support.command import PATIENCE, ROOT
 
 pytestmark = pytest.mark.slow
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+# The serving script uses SageMaker's toolkit only for errors.
+TOOLKIT = {"__init__.py": "", "errors.py": "class BaseInferenceToolkitError(Exception): ..."}
 
 
-def test_model_of_the_readme_trains_and_predicts(tiny_data: Path, tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "ray_app", tmp_path / "ray_app")
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    source = tmp_path / "ray_app/vgg_ddp/model.py"
-    exchanged, count = re.subn(r"class VGG11.*?\n\n(?=    @torch)", f"{example}\n", source.read_text(), flags=re.DOTALL)
-    assert count == 1
-    source.write_text(exchanged)
-    train = ("main.py", "--num-workers", "0", "--recipe", "classic", "--epochs", "1", "--run-name", "run")
-    for script, *flags in (train, ("predict.py", "runs/run")):
-        command = [sys.executable, f"ray_app/{script}", *flags, "--data", str(tiny_data)]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert result.returncode == 0, result.stdout + result.stderr
-    assert "of 60 test images" in result.stdout
-    with safe_open(tmp_path / "runs/run/model.safetensors", "pt") as model:
-        assert model.get_slice("features.7.1.conv2.weight").get_shape() == [512, 512, 3, 3]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the program that trains the page's ResNet-18."""
+    folder = tmp_path_factory.mktemp("own")
+    shutil.copytree(ROOT / "ray_app", folder / "ray_app", ignore=shutil.ignore_patterns("sample"))
+    (change,) = re.findall(r"```diff\n(.*?)```", PAGE, re.DOTALL)
+    subprocess.run(["git", "apply"], cwd=folder, input=change, text=True, check=True, timeout=30)
+    return folder
+
+
+def run(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def succeed(folder: Path, *arguments: object) -> str:
+    result = run(folder, *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(folder: Path, tiny_data: Path) -> Path:
+    """The folder of a run that was trained for one epoch and resumed for another."""
+    flags = ("--num-workers", 0, "--data", tiny_data, "--batch-size", 120)
+    succeed(folder, "ray_app/main.py", *flags, "--epochs", 1, "--run-name", "run")
+    assert "Resumed at step 2" in succeed(folder, "ray_app/main.py", *flags, "--epochs", 2, "--resume", "run")
+    return folder / "runs" / "run"
+
+
+def test_documented_model_is_trained_resumed_and_evaluated(tiny_data: Path, folder: Path, trained: Path) -> None:
+    assert "of 60 test images" in succeed(folder, "ray_app/predict.py", trained, "--data", tiny_data)
+    with safe_open(trained / "model.safetensors", "pt") as model:
+        assert model.get_slice("layer4.1.conv2.weight").get_shape() == [512, 512, 3, 3]
+        assert json.loads(model.metadata()["vgg_ddp"])["architecture"] == "ResNet"
+
+
+def test_documented_model_is_served_by_the_documented_program(folder: Path, trained: Path, tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(import sys.*?)```", PAGE, re.DOTALL)
+    (tmp_path / "sagemaker_inference").mkdir()
+    for name, content in TOOLKIT.items():
+        (tmp_path / "sagemaker_inference" / name).write_text(content)
+    # Like a model archive, which contains only the models of the training code.
+    shutil.copytree(folder / "ray_app" / "vgg_ddp" / "model", tmp_path / "vgg_ddp" / "model")
+    shutil.copy(ROOT / "sagemaker_entry" / "container" / "serve" / "inference.py", tmp_path)
+    Image.new("RGB", (40, 30), "green").save(tmp_path / "image.png")
+    program = program.replace("runs/resnet", str(trained)).replace("my-cat.png", "image.png")
+    answer = json.loads(succeed(tmp_path, "-c", program))
+    assert len(answer["predictions"][0]["probabilities"]) == 10
+
+
+def test_unsupported_images_end_the_run_with_one_line(folder: Path, tiny_data: Path) -> None:
+    # The classic recipe allows one image per worker, but the last batch normalization of ResNet-18 does not.
+    flags = ("--recipe", "classic", "--num-workers", 0, "--batch-size", 1, "--data", tiny_data)
+    result = run(folder, "ray_app/main.py", *flags)
+    assert result.returncode == 2, result.stdout + result.stderr
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "build_model's ResNet cannot train on 1 image(s) of 32x32 pixels per worker: Expected" in line

@@ -1,4 +1,4 @@
-"""Batches that Ray Data decodes, against those from memory; and runs that train on them."""
+"""Batches that Ray Data decodes, compared with those from memory."""
 
 import time
 from collections.abc import Callable
@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from vgg_ddp import stream_feed
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.data import Dataset, find_source, load_dataset
-from vgg_ddp.feeds import MemoryFeed
+from vgg_ddp.data import stream_feed
+from vgg_ddp.data.dataset import Dataset, load_dataset
+from vgg_ddp.data.feeds import MemoryFeed
+from vgg_ddp.data.source import find_source
+from vgg_ddp.data.stream_feed import StreamFeed
+from vgg_ddp.data.streamed_dataset import StreamedDataset, open_stream
 from vgg_ddp.job import Outcome
-from vgg_ddp.report import Row
-from vgg_ddp.stream import StreamedDataset, open_stream
-from vgg_ddp.stream_feed import StreamFeed
+from vgg_ddp.run.files import Row
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +39,7 @@ def whole(numbered_images: Path) -> Dataset:
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows of five steps of two ranks."""
+    """Windows of five steps for two ranks."""
     monkeypatch.setattr(stream_feed, "WINDOW_IMAGES", 35)
 
 
@@ -58,7 +59,7 @@ def test_epoch_has_every_step_for_every_rank_and_no_image_twice(streamed: Stream
         assert len(set(numbers)) == len(numbers) == 16 * 14
 
 
-def test_images_are_augmented_as_those_in_memory(streamed: StreamedDataset, whole: Dataset) -> None:
+def test_images_are_augmented_like_those_in_memory(streamed: StreamedDataset, whole: Dataset) -> None:
     for epoch in (0, 1):
         memory = MemoryFeed(whole, CONFIG, 0, 1, CPU).train_batches(epoch, 0)
         in_memory = {int(label): image for batch in memory for image, label in zip(*batch, strict=True)}
@@ -79,16 +80,16 @@ def test_order_is_shuffled_and_differs_from_epoch_to_epoch_but_not_from_run_to_r
     first, again, second = epoch_of(streamed, 0), epoch_of(streamed, 0), epoch_of(streamed, 1)
     assert [order(batches) for batches in first] == [order(batches) for batches in again]
     assert order(first[0]) != order(second[0])
-    # Neighbours in a file do not follow each other.
+    # Neighbors in a file are rarely consecutive.
     steps = np.abs(np.diff(order(first[0])))
     assert (steps == 1).mean() < 0.1
-    # Both ranks together see another part of the images in each epoch: those left out differ.
+    # The images left out differ from epoch to epoch.
     seen = [set(order(ranks[0]) + order(ranks[1])) for ranks in (first, second)]
     assert seen[0] != seen[1]
 
 
 @pytest.mark.parametrize("first_step", [1, 5, 12, 15])
-def test_epoch_goes_on_from_any_step_with_the_same_batches(streamed: StreamedDataset, first_step: int) -> None:
+def test_epoch_resumes_from_any_step_with_the_same_batches(streamed: StreamedDataset, first_step: int) -> None:
     for rest, whole_epoch in zip(epoch_of(streamed, 2, first_step), epoch_of(streamed, 2), strict=True):
         assert len(rest) == 16 - first_step
         for (images, labels), (expected_images, expected_labels) in zip(rest, whole_epoch[first_step:], strict=True):
@@ -103,10 +104,8 @@ def test_every_test_image_belongs_to_one_rank(streamed: StreamedDataset, whole: 
         assert torch.equal(torch.cat([labels for _, labels in batches]), torch.from_numpy(whole.test.labels))
 
 
-def test_decoding_ahead_that_has_to_wait_takes_little_processor_time(
-    streamed: StreamedDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Hardly any room for what is decoded.
+def test_waiting_to_decode_takes_little_cpu_time(streamed: StreamedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Almost no room for decoded images.
     monkeypatch.setattr(stream_feed, "STORE_SHARE", 1e-6)
     batches = StreamFeed(streamed, CONFIG, 0, 1, CPU).train_batches(0, 0)
     next(batches)

@@ -1,4 +1,4 @@
-"""Small inputs that several of the fast tests share."""
+"""Small inputs shared by the fast tests."""
 
 import io
 import json
@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vgg_ddp.report import COLUMNS, Row, write_model
-from vgg_ddp.storage import Folder
+from vgg_ddp.run.files import COLUMNS, Row
+from vgg_ddp.run.storage import Folder
+from vgg_ddp.weights.model_file import write_model
 
 if TYPE_CHECKING:
-    from vgg_ddp.model import VGG11
+    from vgg_ddp.model.vgg import VGG11
 
 Pixels = npt.NDArray[np.uint8]
 MEAN, STD = (120.0, 115.0, 110.0), (60.0, 55.0, 50.0)
@@ -44,7 +45,7 @@ def random_pixels() -> Pixels:
 
 @pytest.fixture
 def make_parquet(encode: Callable[..., bytes]) -> Callable[..., Path]:
-    """Write a Parquet file of images (pixels, encoded bytes or None) and labels, as the `datasets` library would."""
+    """Write a Parquet file of images (pixels, encoded bytes, or None) and labels, in the layout of `datasets`."""
 
     def write(
         file: Path,
@@ -82,7 +83,7 @@ def data_folder(tmp_path: Path, make_parquet: Callable[..., Path], random_pixels
 
 @pytest.fixture
 def printed_by(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command's `main` in this process, which must succeed, and give what it printed."""
+    """Call a command's `main`, which must succeed; return its output."""
 
     def call(main: Callable[[], int], *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
@@ -94,7 +95,7 @@ def printed_by(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 
 @pytest.fixture
 def refused_by(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
-    """Run a command's `main`, which must end with code 2 and one line of error; what it printed, and that line."""
+    """Call a command's `main`, which must exit with code 2 and a one-line error; return its output and that line."""
 
     def call(main: Callable[[], int], *arguments: object) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
@@ -117,7 +118,7 @@ def run(tmp_path: Path) -> Folder:
 
 @pytest.fixture
 def make_rows() -> Callable[[int], list[Row]]:
-    """Rows of metrics for the first epochs of a run: every number differs."""
+    """Rows of metrics for the first epochs of a run; all numbers are different."""
 
     def rows(epochs: int) -> list[Row]:
         return [
@@ -130,12 +131,14 @@ def make_rows() -> Callable[[int], list[Row]]:
 
 @pytest.fixture(scope="session")
 def trained() -> "VGG11":
-    """A model of three classes whose predictions differ clearly from image to image."""
+    """A model with three classes whose predictions clearly differ between images."""
     import torch
 
-    from vgg_ddp.model import build_model
+    from vgg_ddp.model.build import build_model
+    from vgg_ddp.model.vgg import VGG11
 
-    model = build_model(3, seed=1).eval()
+    model = build_model("classic", 3, seed=1).eval()
+    assert isinstance(model, VGG11)
     with torch.no_grad():
         model.classifier.weight.mul_(40)
     return model
@@ -146,13 +149,13 @@ def model_folder(trained: "VGG11", tmp_path_factory: pytest.TempPathFactory) -> 
     """A run folder with the model file of `trained`."""
     folder = tmp_path_factory.mktemp("model") / "run"
     preprocessing = {"image_size": 32, "mean": MEAN, "std": STD}
-    write_model(Folder.at(str(folder)), trained.state_dict(), ("ant", "bee", "fly"), preprocessing)
+    write_model(Folder.at(str(folder)), trained, "classic", ("ant", "bee", "fly"), preprocessing)
     return folder
 
 
 @pytest.fixture
 def expected_probabilities(trained: "VGG11", random_pixels: Pixels) -> npt.NDArray[np.float64]:
-    """What `trained` says of `random_pixels`, preprocessed with numpy."""
+    """The predictions of `trained` for `random_pixels`, preprocessed with numpy."""
     import torch
 
     scaled = (random_pixels.astype(np.float64) - MEAN) / STD

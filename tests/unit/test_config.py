@@ -8,22 +8,22 @@ from vgg_ddp.config import TRAJECTORY_FIELDS, TrainConfig, check_divisible
 from vgg_ddp.flags import UsageError
 
 NAN, INFINITY = float("nan"), float("inf")
-BELOW_ONE = "a number from 0 up to, but not including, 1"
+BELOW_ONE = "a number from 0 to 1, excluding 1"
 
-WRONG = [
+INVALID = [
     ("epochs", 0, "a positive number"),
     ("epochs", -1, "a positive number"),
     ("batch_size", 0, "a positive number"),
     ("batch_size", -128, "a positive number"),
-    ("num_workers", -1, "zero or a positive number"),
-    ("weight_decay", -1e-4, "zero or a positive number"),
-    ("weight_decay", NAN, "zero or a positive number"),
-    ("augment_shift", -1, "zero or a positive number"),
+    ("num_workers", -1, "0 or more"),
+    ("weight_decay", -1e-4, "0 or more"),
+    ("weight_decay", NAN, "0 or more"),
+    ("augment_shift", -1, "0 or more"),
     ("augment_shift", 32, "less than --image-size"),
-    ("cutout", -1, "zero or a positive number"),
+    ("cutout", -1, "0 or more"),
     ("cutout", 32, "less than --image-size"),
-    ("max_failures", -1, "zero or a positive number"),
-    ("seed", -1, "zero or a positive number"),
+    ("max_failures", -1, "0 or more"),
+    ("seed", -1, "an integer from 0 to"),
     ("lr", 0.0, "a positive number"),
     ("lr", -0.1, "a positive number"),
     ("lr", NAN, "a positive number"),
@@ -37,20 +37,20 @@ WRONG = [
     ("label_smoothing", -0.1, BELOW_ONE),
     ("label_smoothing", NAN, BELOW_ONE),
     ("image_size", 31, "at least 32 pixels"),
-    ("half_size_epochs", -1, "zero or a positive number"),
-    ("half_size_epochs", 1, "--image-size 64 or more with it"),
+    ("half_size_epochs", -1, "0 or more"),
+    ("half_size_epochs", 1, "--image-size 64 or more"),
     ("run_name", "../up", "letters, digits"),
     ("run_name", "", "letters, digits"),
     ("run_name", ".hidden", "letters, digits"),
     ("run_name", "line\n", "letters, digits"),
     ("resume", "a/b", "letters, digits"),
-    ("min_workers", 0, "1 up to --num-workers"),
-    ("min_workers", 5, "1 up to --num-workers"),
+    ("min_workers", 0, "1 to --num-workers"),
+    ("min_workers", 5, "1 to --num-workers"),
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "expected"), WRONG)
-def test_wrong_value_is_refused_by_flag_and_expectation(name: str, value: object, expected: str) -> None:
+@pytest.mark.parametrize(("name", "value", "expected"), INVALID)
+def test_invalid_value_is_refused_with_flag_and_expectation(name: str, value: object, expected: str) -> None:
     with pytest.raises(UsageError) as error:
         TrainConfig(**{name: value})  # type: ignore[arg-type]
     message = str(error.value)
@@ -76,12 +76,12 @@ def test_wrong_value_is_refused_by_flag_and_expectation(name: str, value: object
         ("run_name", "2026-01-01_vgg.11"),
     ],
 )
-def test_value_at_the_edge_is_accepted(name: str, value: object) -> None:
+def test_boundary_value_is_accepted(name: str, value: object) -> None:
     config = TrainConfig(**{name: value})  # type: ignore[arg-type]
     assert getattr(config, name) == value
 
 
-def test_run_cannot_be_named_and_resumed_at_once() -> None:
+def test_run_name_and_resume_cannot_be_combined() -> None:
     with pytest.raises(UsageError, match="--resume a: expected no --run-name"):
         TrainConfig(resume="a", run_name="b")
 
@@ -90,7 +90,9 @@ def test_run_cannot_be_named_and_resumed_at_once() -> None:
     ("batch_size", "num_workers", "near"),
     [(128, 3, "126 or 129"), (10, 4, "8 or 12"), (2, 5, "5")],
 )
-def test_uneven_batch_is_refused_with_the_nearest_even_ones(batch_size: int, num_workers: int, near: str) -> None:
+def test_uneven_batch_is_refused_and_the_nearest_even_sizes_are_suggested(
+    batch_size: int, num_workers: int, near: str
+) -> None:
     with pytest.raises(UsageError) as error:
         TrainConfig(batch_size=batch_size, num_workers=num_workers)
     assert str(error.value) == (
@@ -98,16 +100,16 @@ def test_uneven_batch_is_refused_with_the_nearest_even_ones(batch_size: int, num
     )
 
 
-def test_elastic_run_takes_uneven_batches_with_enough_images_for_every_worker() -> None:
+def test_elastic_run_accepts_uneven_batches_with_enough_images_per_worker() -> None:
     assert TrainConfig(batch_size=15, num_workers=7, min_workers=2).min_workers == 2
-    with pytest.raises(UsageError, match=r"--batch-size 13: expected 2 images or more for each of 7 worker\(s\)"):
+    with pytest.raises(UsageError, match=r"--batch-size 13: expected at least 14, 2 per worker"):
         TrainConfig(batch_size=13, num_workers=7, min_workers=2)
 
 
-def test_fast_recipe_needs_two_images_for_each_worker_where_the_last_maps_are_single_pixels() -> None:
-    with pytest.raises(UsageError, match=r"--batch-size 4: expected 2 images or more for each of 4 worker\(s\)"):
+def test_fast_recipe_needs_two_images_per_worker_if_its_last_feature_map_is_1x1() -> None:
+    with pytest.raises(UsageError, match=r"--batch-size 4: expected at least 8, 2 per worker"):
         TrainConfig(batch_size=4)
-    with pytest.raises(UsageError, match=r"--batch-size 4: expected 2 images"):
+    with pytest.raises(UsageError, match=r"--batch-size 4: expected at least 8, 2 per worker"):
         TrainConfig(batch_size=4, image_size=64, half_size_epochs=1)
     assert TrainConfig(batch_size=4, image_size=64).batch_size == 4
     assert TrainConfig(batch_size=4, recipe="classic").batch_size == 4
@@ -117,14 +119,14 @@ def test_fast_recipe_needs_two_images_for_each_worker_where_the_last_maps_are_si
 
 @pytest.mark.parametrize("name", ["data", "storage_path", "init_from"])
 def test_password_in_a_uri_is_refused_and_not_shown(name: str) -> None:
-    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: the URI holds a password or key") as error:
+    with pytest.raises(UsageError, match=f"--{name.replace('_', '-')}: the URI contains a password or key") as error:
         TrainConfig(**{name: "s3://AKIA:hunter2@bucket/x"})  # type: ignore[arg-type]
     assert "hunter2" not in str(error.value)
-    # A user alone is no secret.
+    # A user name alone is not a secret.
     assert TrainConfig(**{name: "hdfs://me@host:9000/x"}).to_dict()[name] == "hdfs://me@host:9000/x"  # type: ignore[arg-type]
 
 
-def test_last_epoch_sees_whole_images() -> None:
+def test_last_epoch_cannot_use_half_size_images() -> None:
     assert TrainConfig(image_size=64, epochs=4, half_size_epochs=3).half_size_epochs == 3
     with pytest.raises(UsageError, match="--half-size-epochs 4: expected less than --epochs"):
         TrainConfig(image_size=64, epochs=4, half_size_epochs=4)
@@ -140,11 +142,11 @@ def test_config_round_trips_through_a_dict() -> None:
     assert TrainConfig.from_dict(config.to_dict()) == config
 
 
-def test_saved_config_of_another_version_is_completed_with_defaults() -> None:
+def test_saved_config_of_another_version_gets_defaults_for_missing_fields() -> None:
     assert TrainConfig.from_dict({"epochs": 3, "no_such_field": 1}) == TrainConfig(epochs=3)
 
 
-def test_saved_config_is_checked_again() -> None:
+def test_saved_config_is_validated() -> None:
     with pytest.raises(UsageError, match="--epochs 0"):
         TrainConfig.from_dict({"epochs": 0})
 

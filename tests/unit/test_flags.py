@@ -1,17 +1,19 @@
-"""The flags of the command, and what it says of wrong ones."""
+"""Command-line flags, --help, and errors about invalid flags."""
 
+import dataclasses
 import resource
 import statistics
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 
-from command import MAIN
+from support.command import MAIN
 from vgg_ddp.config import PROGRAM, TrainConfig
 from vgg_ddp.flags import UsageError, flag, parse_flags, quit_with_usage_error
 
-HELP_SECONDS = 1.0
+HELP_SECONDS = 0.5
 
 
 def run_command(*arguments: str, python_options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
@@ -23,7 +25,7 @@ def parse(*arguments: str, default: TrainConfig | None = None) -> TrainConfig:
     return parse_flags(TrainConfig, arguments, PROGRAM, default)
 
 
-def test_without_flags_the_defaults_hold() -> None:
+def test_defaults_apply_without_flags() -> None:
     assert parse() == TrainConfig()
 
 
@@ -34,12 +36,57 @@ def test_hyphens_and_underscores_both_work(arguments: tuple[str, ...]) -> None:
     assert parse(*arguments) == TrainConfig(batch_size=64)
 
 
-def test_values_take_the_types_of_their_fields() -> None:
+def test_values_have_the_types_of_their_fields() -> None:
     config = parse("--lr", "5e-2", "--compile", "--run-name", "7", "--address", "host:6379", "--device", "cpu")
     assert config == TrainConfig(lr=0.05, compile=True, run_name="7", address="host:6379", device="cpu")
 
 
-def test_flags_not_given_take_the_saved_values() -> None:
+def test_none_unsets_an_optional_value() -> None:
+    assert parse("--batch-size", "None", default=TrainConfig(batch_size=64)) == TrainConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command with positional arguments and a list."""
+
+    POSITIONAL: ClassVar = ("source", "names")
+
+    source: str
+    """Required text."""
+    names: tuple[str, ...] = ()
+    """Any number of texts, 100 % optional."""
+    tags: tuple[str, ...] = ()
+    """Also any number."""
+    wait: bool = True
+    """On unless turned off."""
+
+
+def parse_command(*arguments: str) -> Command:
+    return parse_flags(Command, arguments, "command")
+
+
+def test_positional_arguments_and_flags_may_be_mixed() -> None:
+    assert parse_command("a") == Command("a")
+    assert parse_command("a", "--no-wait", "b", "c", "--tags", "d", "e") == Command("a", ("b", "c"), ("d", "e"), False)
+    assert parse_command("--tags", "d", "--wait", "a", "b") == Command("a", ("b",), ("d",))
+
+
+def test_missing_positional_argument_is_named() -> None:
+    with pytest.raises(UsageError, match=r"required: SOURCE. See --help\.$"):
+        parse_command("--wait")
+
+
+def test_help_shows_positional_arguments_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as request:
+        parse_command("--help")
+    assert not request.value.code
+    text = capsys.readouterr().out
+    assert "usage: command SOURCE [NAMES ...] [flags]" in text
+    assert "Any number of texts, 100 % optional.\n" in text
+    assert "On unless turned off. (default: on)" in text
+
+
+def test_flags_that_are_not_given_keep_the_saved_values() -> None:
     saved = TrainConfig(epochs=3, lr=0.7, compile=True, run_name="a")
     assert parse("--epochs", "9", "--no-compile", default=saved) == TrainConfig(epochs=9, lr=0.7, run_name="a")
 
@@ -51,16 +98,19 @@ def test_flags_not_given_take_the_saved_values() -> None:
         (("--epochs", "0"), ("--epochs 0", "expected a positive number")),
         (("--batch_size", "0"), ("--batch-size 0", "expected a positive number")),
         (("--batch-size", "9", "--num-workers", "4"), ("--batch-size 9", "4 workers", "8 or 12")),
-        (("--lr", "fast"), ("--lr", "fast", "float")),
-        (("--epochs", "1.5"), ("--epochs", "1.5", "int")),
-        (("--epochs",), ("--epochs", "Missing")),
-        (("--device", "tpu"), ("--device", "tpu", "'auto', 'cpu', 'gpu'")),
-        (("--epoch-count", "3"), ("--epoch-count", "--help")),
-        (("stray",), ("stray", "--help")),
+        (("--lr", "fast"), ("--lr fast", "expected a number")),
+        (("--epochs", "1.5"), ("--epochs 1.5", "expected an integer")),
+        (("--epochs",), ("--epochs", "expected one argument", "--help")),
+        (("--device", "tpu"), ("--device tpu", "expected one of auto, cpu, gpu")),
+        (("--epoch-count", "3"), ("unknown flag --epoch-count", "Did you mean --epochs?")),
+        (("--zzz", "3"), ("unknown flag --zzz", "--help")),
+        (("--compile=3",), ("--compile", "3")),
+        (("--epoch", "3"), ("unknown flag --epoch",)),
+        (("stray",), ("unexpected argument stray", "--help")),
         (("--resume", "a", "--run-name", "b"), ("--resume a", "--run-name")),
     ],
 )
-def test_wrong_flag_is_told_in_one_line(arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
+def test_invalid_flag_is_reported_in_one_line(arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
     with pytest.raises(UsageError) as error:
         parse(*arguments)
     message = str(error.value)
@@ -69,26 +119,26 @@ def test_wrong_flag_is_told_in_one_line(arguments: tuple[str, ...], parts: tuple
         assert part in message
 
 
-def test_wrong_value_next_to_saved_ones_is_refused() -> None:
+def test_invalid_value_on_top_of_saved_ones_is_refused() -> None:
     with pytest.raises(UsageError, match="--momentum 2"):
         parse("--momentum", "2", default=TrainConfig(epochs=3))
 
 
-def test_flag_of_a_field_has_hyphens() -> None:
+def test_flags_are_spelled_with_hyphens() -> None:
     assert flag("checkpoint_every_seconds") == "--checkpoint-every-seconds"
 
 
-def test_usage_error_ends_the_program_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_usage_error_exits_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as request:
-        quit_with_usage_error(UsageError("--lr 0: no."))
+        quit_with_usage_error(UsageError("--lr 0: invalid."))
     assert request.value.code == 2
-    assert capsys.readouterr() == ("", "error: --lr 0: no.\n")
+    assert capsys.readouterr() == ("", "error: --lr 0: invalid.\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "word"), [(("--no-such-flag", "1"), "--no-such-flag"), (("--lr", "0"), "--lr 0")]
 )
-def test_command_tells_a_wrong_flag_in_one_line_with_code_2(arguments: tuple[str, ...], word: str) -> None:
+def test_command_reports_an_invalid_flag_in_one_line_with_code_2(arguments: tuple[str, ...], word: str) -> None:
     ended = run_command(*arguments)
     assert ended.returncode == 2
     assert ended.stdout == ""
@@ -97,9 +147,9 @@ def test_command_tells_a_wrong_flag_in_one_line_with_code_2(arguments: tuple[str
     assert word in ended.stderr
 
 
-def test_help_answers_at_once() -> None:
+def test_help_is_fast() -> None:
     def seconds() -> float:
-        # Processor time, which other programs on a busy machine lengthen least.
+        # CPU time, which other programs on a busy machine affect least.
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert run_command("--help").returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -109,7 +159,7 @@ def test_help_answers_at_once() -> None:
     assert 0 < statistics.median(taken) < HELP_SECONDS, taken
 
 
-def test_help_ends_quietly_where_nobody_reads_on() -> None:
+def test_help_exits_quietly_if_its_reader_is_gone() -> None:
     command = [sys.executable, str(MAIN), "--help"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout and process.stderr
@@ -118,10 +168,14 @@ def test_help_ends_quietly_where_nobody_reads_on() -> None:
     assert process.wait(60) == 0
 
 
-def test_help_names_every_field_and_imports_nothing_slow() -> None:
+def test_help_shows_every_field_in_its_group_and_imports_nothing_slow() -> None:
     ended = run_command("--help", python_options=("-X", "importtime"))
     imported = {line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()}
-    assert "tyro" in imported
+    assert "argparse" in imported
     assert not imported & {"torch", "torchvision", "ray", "pyarrow", "numpy", "pandas", "matplotlib"}
-    for name in TrainConfig.__dataclass_fields__:
-        assert flag(name) in ended.stdout
+    groups = ended.stdout.split("\n\n")
+    heading = "options"
+    for field in dataclasses.fields(TrainConfig):
+        heading = TrainConfig.GROUPS.get(field.name, heading)
+        (group,) = [group for group in groups if group.startswith(f"{heading}:\n")]
+        assert f"\n  {flag(field.name)}" in group

@@ -1,0 +1,1 @@
+"""Accuracy, and the epochs and seconds needed to reach it."""

@@ -1,0 +1,1 @@
+"""More workers, slower networks, and a prediction for many GPUs."""

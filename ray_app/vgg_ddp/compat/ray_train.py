@@ -1,0 +1,81 @@
+"""Two changes to Ray Train for which Ray has no public API. Tested with Ray 2.60.0."""
+
+import logging
+from importlib import import_module
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from vgg_ddp.compat.fallback import log_fallback
+
+logger = logging.getLogger(__name__)
+
+DATASETS = ("ray.train.v2._internal.callbacks.datasets", "DatasetsCallback")
+CLEANER = ("ray.train.v2._internal.callbacks.placement_group_callback", "PlacementGroupCleanerCallback")
+
+
+class LeanTrainer(TorchTrainer):  # type: ignore[misc]
+    """Ray's trainer without actors that this program does not use. If Ray's internals moved, they start as usual.
+
+    One actor manages the trainer's datasets; this program passes none. Starting it takes seconds of a core, and running
+    it 1 % of a core. Another actor would clean up after a dead controller. It is omitted with `own_cluster`, because
+    that cluster ends with the run.
+
+    No longer needed once Ray starts the first actor only for trainers with datasets, for which it has no setting, and
+    shares the second one among runs: https://github.com/ray-project/ray/pull/65447.
+    """
+
+    def __init__(self, *arguments: Any, own_cluster: bool, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._unused = tuple(filter(None, map(_find, (DATASETS, CLEANER) if own_cluster else (DATASETS,))))
+        if not hasattr(TorchTrainer, "_create_default_callbacks"):
+            _log_slow_start("TorchTrainer._create_default_callbacks")
+
+    def _create_default_callbacks(self, *arguments: Any, **options: Any) -> list[Any]:
+        callbacks = super()._create_default_callbacks(*arguments, **options)
+        return [callback for callback in callbacks if not isinstance(callback, self._unused)]
+
+
+def _find(callback: tuple[str, str]) -> type | None:
+    module, name = callback
+    try:
+        found: type = getattr(import_module(module), name)
+    except (ImportError, AttributeError):
+        _log_slow_start(f"{module}.{name}")
+        return None
+    return found
+
+
+def _log_slow_start(api: str) -> None:
+    log_fallback(api, "runs start some seconds later")
+
+
+def torch_config(timeout_seconds: int) -> TorchConfig:
+    """Ray's settings for the process group, with `TolerantBackend`."""
+    if not isinstance(getattr(TorchConfig, "backend_cls", None), property):
+        log_fallback("ray.train.torch.TorchConfig.backend_cls", "a worker killed for memory may end the run")
+        return TorchConfig(timeout_s=timeout_seconds)
+    return TolerantTorchConfig(timeout_s=timeout_seconds)
+
+
+class TolerantBackend(getattr(TorchConfig(), "backend_cls", object)):  # type: ignore[misc]
+    """Ray's process group, which can also be shut down after a worker was killed for using too much memory.
+
+    Since https://github.com/ray-project/ray/pull/63143, Ray handles dead workers there, but not the OutOfMemoryError of
+    such a worker: it fails the controller, and the run ends. No longer needed once Ray handles that error.
+    """
+
+    def on_shutdown(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super().on_shutdown(*arguments, **options)
+        except RayError as error:
+            logger.debug("The process group could not be shut down: %s", error)
+
+
+class TolerantTorchConfig(TorchConfig):  # type: ignore[misc]
+    """Ray's settings for the process group, with `TolerantBackend`."""
+
+    @property
+    def backend_cls(self) -> type[TolerantBackend]:
+        return TolerantBackend

@@ -1,0 +1,22 @@
+"""Environment variables that Ray 2.60.0 reads but does not document; Ray ignores variables that it does not know.
+
+None would be needed if Ray had a documented setting. Ray reads them when it is imported and started, so this module
+must not import Ray.
+"""
+
+# Makes Ray's processes listen only on loopback, as on macOS; by default, they also listen on the machine's address.
+# If ignored: the ports of a run can be reached from the network; `cluster.connect` logs a warning.
+LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+# Disables the watcher for nodes that are about to be preempted, which a single machine does not need.
+# If ignored: runs start a little later.
+NO_PREEMPTION_WATCHER = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+
+# The polling interval of that watcher, in seconds; the default of 5 s leaves little time for a checkpoint.
+# If ignored: workers are notified up to 5 s later, and may lose the steps since their last checkpoint.
+FREQUENT_PREEMPTION_CHECKS = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
+
+# Keeps idle processes for ten minutes; by default, Ray ends them after a second, but decoding processes wait longer
+# between two row groups.
+# If ignored: Ray keeps starting new processes, which takes seconds of a core each, and streaming is slower.
+KEEP_IDLE_PROCESSES = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}

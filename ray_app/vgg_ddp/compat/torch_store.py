@@ -1,0 +1,51 @@
+"""The store and timeout of the default process group, and a workaround for aborts at exit. Tested with torch 2.14.1."""
+
+from datetime import timedelta
+from importlib import import_module
+from typing import Any
+
+import torch.distributed as dist
+
+from vgg_ddp.compat.fallback import log_fallback
+
+
+def _import_before_any_group() -> None:
+    """Import torch.distributed.nn while no process group exists.
+
+    The functions of that module keep the group that exists at import as a default argument, and torch.optim imports the
+    module. Imported later, it would keep gloo's threads alive after the group is destroyed, and the process may abort
+    at exit. No longer needed once https://github.com/pytorch/pytorch/issues/190489 is fixed.
+    """
+    try:
+        import_module("torch.distributed.nn")
+    except ImportError:
+        log_fallback("torch.distributed.nn", "threads of gloo may outlive the process group")
+
+
+_import_before_any_group()
+
+
+def default_store() -> Any:
+    """The torch.distributed.Store of the default process group, or None if this version of torch does not expose it.
+
+    No longer needed once torch has a public API for the default process group and its store, as requested in
+    https://github.com/pytorch/pytorch/issues/84468 and https://github.com/pytorch/pytorch/issues/151960.
+    """
+    try:
+        return dist.distributed_c10d._get_default_store()
+    except (AttributeError, TypeError):
+        log_fallback("torch.distributed.distributed_c10d._get_default_store", "hung ranks cannot be named")
+        return None
+
+
+def set_collective_timeout(seconds: float) -> None:
+    """Set the timeout of collectives of the default process group.
+
+    No longer needed once torch 2.14 is the oldest supported version: its torch.distributed.set_timeout is public, see
+    https://github.com/pytorch/pytorch/pull/187387.
+    """
+    set_timeout = getattr(dist, "set_timeout", None) or getattr(dist.distributed_c10d, "_set_pg_timeout", None)
+    if set_timeout is None:
+        log_fallback("torch.distributed.distributed_c10d._set_pg_timeout", "collectives keep torch's default timeout")
+        return
+    set_timeout(timedelta(seconds=seconds))

@@ -1,0 +1,1 @@
+"""Convert a folder of images to Parquet files (prepare.py)."""

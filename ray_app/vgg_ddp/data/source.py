@@ -1,0 +1,115 @@
+"""Turn --data into a source of images: CIFAR-10 on disk or downloaded, the bundled sample, or Parquet files.
+
+CIFAR-10: "Learning Multiple Layers of Features from Tiny Images" (Krizhevsky, 2009).
+"""
+
+import contextlib
+import fcntl
+import os
+import threading
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vgg_ddp.data.parquet import find_files
+from vgg_ddp.flags import UsageError
+from vgg_ddp.machine import torchrun
+from vgg_ddp.run.storage import absolute
+
+SAMPLE_FOLDER = Path(__file__).resolve().parents[2] / "sample"
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_IMAGES = 60_000
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+PROBE_SECONDS = 5.0
+SplitName = Literal["train", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Source:
+    """CIFAR-10 in torchvision's layout, or a folder of Parquet files.
+
+    Attributes:
+        name: shown in messages.
+        location: path or URI of the folder.
+        class_names: None if they must be read from the files.
+    """
+
+    name: str
+    location: str
+    kind: Literal["cifar10", "parquet"]
+    class_names: tuple[str, ...] | None = None
+
+
+def find_source(data: str, data_dir: str) -> Source:
+    """Find the data that --data selects; download CIFAR-10 if needed.
+
+    Raises:
+        UsageError: if the data does not exist, or cannot be downloaded.
+    """
+    sample = Source("bundled CIFAR-10 sample", str(SAMPLE_FOLDER), "parquet", CIFAR10_CLASSES)
+    if data == "sample":
+        return sample
+    if data in ("auto", "cifar10"):
+        try:
+            return _find_cifar10(data_dir)
+        except UsageError as error:
+            if data == "cifar10":
+                raise
+            _print_once(f"NOTE: {error}\nNOTE: training on the bundled sample of 5,000 + 1,000 images instead.")
+            return sample
+    location = absolute(data)
+    # Checked here, so that a wrong path is reported before Ray starts.
+    for split in SPLITS:
+        find_files(location, split)
+    return Source(location, location, "parquet")
+
+
+def _find_cifar10(data_dir: str) -> Source:
+    source = Source("CIFAR-10", absolute(data_dir), "cifar10", CIFAR10_CLASSES)
+    lock_file = os.path.join(source.location, ".download.lock")
+    if os.path.isdir(os.path.join(source.location, "cifar-10-batches-py")):
+        with contextlib.suppress(FileNotFoundError), open(lock_file) as lock:
+            # Wait for another process that may still be unpacking.
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        return source
+    archive = os.path.join(source.location, os.path.basename(CIFAR10_URL))
+    if not os.path.isfile(archive) and not _is_reachable(CIFAR10_URL, PROBE_SECONDS):
+        host = CIFAR10_URL.split("/")[2]
+        raise UsageError(f"CIFAR-10 is not in --data-dir {source.location} and {host} cannot be reached.")
+    from torchvision.datasets import CIFAR10
+
+    _print_once(f"Downloading CIFAR-10 to {source.location}")
+    try:
+        os.makedirs(source.location, exist_ok=True)
+        with open(lock_file, "w") as lock:
+            # All of torchrun's processes get here: one downloads, the others wait and find the images.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            CIFAR10(source.location, download=True)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"CIFAR-10 could not be downloaded to --data-dir {source.location}: {error}") from error
+    return source
+
+
+def _print_once(text: str) -> None:
+    """Print from one of torchrun's processes only."""
+    if torchrun.is_rank_zero():
+        print(text, flush=True)
+
+
+def _is_reachable(url: str, timeout_seconds: float) -> bool:
+    """Whether a URL responds in time. Uses a thread, because name resolution ignores the timeout."""
+    responses: list[bool] = []
+
+    def request() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout_seconds):
+                responses.append(True)
+        except OSError:
+            responses.append(False)
+
+    thread = threading.Thread(target=request, daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    return bool(responses and responses[0])

@@ -1,0 +1,210 @@
+"""The dataset as a stream, for images that do not fit in memory: row groups of Parquet files, decoded in blocks.
+
+The driver reads the files' metadata and labels, and decodes a few examples. Ray Data's tasks decode the images during
+training: see stream_feed.py.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from vgg_ddp.data.dataset import channel_statistics, name_classes
+from vgg_ddp.data.parquet import (
+    ParquetImages,
+    decode_images,
+    find_files,
+    merge_class_names,
+    open_file,
+    read_class_names,
+    read_labels,
+    scan_files,
+)
+from vgg_ddp.data.source import Source, SplitName
+from vgg_ddp.flags import UsageError
+from vgg_ddp.run.storage import Folder
+
+# Number of training images that the driver decodes to estimate the channels' mean and standard deviation.
+EXAMPLES = 5000
+EXAMPLE_BYTES = 2**28
+BLOCK_BYTES = 2**24
+Batch = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a Parquet file.
+
+    Attributes:
+        file: file name, without the folder.
+        index: index of the row group in its file.
+        first_image: index of its first image in the split.
+        first_row: index of its first row in the file.
+    """
+
+    file: str
+    index: int
+    first_image: int
+    first_row: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """Rows `start` to `stop`, exclusive, of a row group."""
+
+    group: RowGroup
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class StreamedDataset:
+    """Both splits, not decoded.
+
+    Attributes:
+        name: shown in messages.
+        mean: mean of each channel, estimated from some training images, on a scale of 0 to 255.
+        std: standard deviation of each channel, estimated in the same way.
+    """
+
+    name: str
+    folder: Folder
+    train_groups: tuple[RowGroup, ...]
+    test_groups: tuple[RowGroup, ...]
+    image_size: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_train(self) -> int:
+        return sum(group.rows for group in self.train_groups)
+
+    @property
+    def num_test(self) -> int:
+        return sum(group.rows for group in self.test_groups)
+
+
+def open_stream(source: Source, image_size: int) -> StreamedDataset:
+    """Scan the metadata and labels of a source's files.
+
+    Raises:
+        UsageError: naming the file that is invalid.
+    """
+    folder, train, names = _scan_split(source, "train")
+    _, test, test_names = _scan_split(source, "test")
+    names = merge_class_names({"the training split": names, "the test split": test_names}, source.location)
+    highest, num_train = max(high for _, _, high in train), sum(group.rows for group, _, _ in train)
+    names = source.class_names or names or name_classes(highest, num_train, source.location)
+    for group, low, high in (*train, *test):
+        if low < 0 or high >= len(names):
+            raise UsageError(
+                f"label {low if low < 0 else high} in row group {group.index} of {folder / group.file} is out of "
+                f"range: expected 0 to {len(names) - 1}, the classes of the training split."
+            )
+    train_groups, test_groups = (tuple(group for group, _, _ in groups) for groups in (train, test))
+    mean, std = channel_statistics(_decode_examples(folder, train_groups, image_size))
+    return StreamedDataset(source.name, folder, train_groups, test_groups, image_size, names, mean, std)
+
+
+def _scan_split(
+    source: Source, split: SplitName
+) -> tuple[Folder, list[tuple[RowGroup, int, int]], tuple[str, ...] | None]:
+    """The folder; the row groups of a split, each with its lowest and highest label; the class names, if any."""
+    folder, files = find_files(source.location, split)
+    found: list[tuple[RowGroup, int, int]] = []
+    first_image = 0
+    scans = scan_files(folder, files, _scan_labels)
+    for name, (_, groups) in zip(files, scans, strict=True):
+        first_row = 0
+        for index, (rows, low, high) in enumerate(groups):
+            if rows:
+                found.append((RowGroup(name, index, first_image, first_row, rows), low, high))
+            first_image += rows
+            first_row += rows
+    if not found:
+        raise UsageError(f"the {split} split of {source.location} is empty: expected at least one image.")
+    names = {name: names for name, (names, _) in zip(files, scans, strict=True)}
+    return folder, found, merge_class_names(names, source.location)
+
+
+def _scan_labels(parquet: ParquetImages) -> tuple[tuple[str, ...] | None, list[tuple[int, int, int]]]:
+    """A file's class names, if any, and the number of rows, lowest label, and highest label of each row group."""
+    groups = []
+    first_row = 0
+    for index in range(parquet.file.num_row_groups):
+        table = parquet.file.read_row_group(index, columns=["label"])
+        labels = read_labels(table, parquet.name, first_row)
+        groups.append((len(labels), int(labels.min()), int(labels.max())) if len(labels) else (0, 0, 0))
+        first_row += len(labels)
+    return read_class_names(parquet.file.schema_arrow), groups
+
+
+def _decode_examples(folder: Folder, groups: Sequence[RowGroup], image_size: int) -> npt.NDArray[np.uint8]:
+    """Decode training images from across the row groups, the same ones in every run.
+
+    Raises:
+        UsageError: naming the file and row that is invalid.
+    """
+    count = min(EXAMPLES, EXAMPLE_BYTES // (image_size**2 * 3))
+    per_group = -(-count // len(groups))
+    step = max(1, len(groups) * min(per_group, min(group.rows for group in groups)) // count)
+    ranges = [RowRange(group, 0, min(per_group, group.rows)) for group in groups[::step]]
+    blocks = [block for rows in ranges for block in decode_rows(folder, rows, image_size)]
+    for block in blocks:
+        if error := first_error(block):
+            raise UsageError(error)
+    return np.concatenate([block["image"] for block in blocks])[:count]
+
+
+def first_error(batch: Batch) -> str | None:
+    """The first image of a batch that could not be decoded, as an error message; None if all could be."""
+    return next((str(error) for error in batch["error"] if error), None)
+
+
+def decode_rows(folder: Folder, rows: RowRange, image_size: int) -> Iterator[Batch]:
+    """Decode part of a row group in blocks of at most 16 MiB.
+
+    Yields:
+        Blocks with image, uint8 (n, image_size, image_size, 3); label, int64 (n,); index of each image in the split,
+        int64 (n,); error, str (n,): empty, or why an image of this block cannot be decoded. All its images are then
+        black.
+    """
+    group = rows.group
+    rows_per_block = max(1, BLOCK_BYTES // (image_size**2 * 3))
+    with open_file(folder, group.file) as parquet:
+        row = 0
+        batches = parquet.file.iter_batches(rows_per_block, row_groups=[group.index], columns=list(parquet.columns))
+        for batch in batches:
+            start, stop = max(row, rows.start), min(row + len(batch), rows.stop)
+            if start < stop:
+                table = parquet.rename(pa.Table.from_batches([batch])).slice(start - row, stop - start)
+                first_row = group.first_row + start
+                error = ""
+                try:
+                    images = decode_images(table, group.file, image_size, first_row, threads=1)
+                except UsageError as invalid:
+                    # Not raised: Ray would retry the task several times and print a page of traceback.
+                    images, error = np.zeros((len(table), image_size, image_size, 3), np.uint8), str(invalid)
+                yield {
+                    "image": images,
+                    "label": read_labels(table, group.file, first_row),
+                    "index": np.arange(group.first_image + start, group.first_image + stop),
+                    "error": np.full(len(table), error),
+                }
+            row += len(batch)
+
+
+def select_rows(groups: Sequence[RowGroup], start: int, stop: int) -> list[RowRange]:
+    """The rows of images `start` to `stop`, exclusive, counted in the order of the groups."""
+    ranges = []
+    first = 0
+    for group in groups:
+        range_start, range_stop = max(start - first, 0), min(stop - first, group.rows)
+        if range_start < range_stop:
+            ranges.append(RowRange(group, range_start, range_stop))
+        first += group.rows
+    return ranges

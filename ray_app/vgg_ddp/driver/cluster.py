@@ -1,0 +1,150 @@
+"""The Ray cluster of a run: join or start one, and check that the workers fit."""
+
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import yaml
+
+from vgg_ddp.compat.ray_variables import LOOPBACK_ONLY
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.driver.ray_environment import LOCAL, PACKAGE
+from vgg_ddp.flags import UsageError
+from vgg_ddp.machine import malloc
+from vgg_ddp.machine.limits import usable_cores
+
+logger = logging.getLogger(__name__)
+
+Resources = dict[str, float]
+CONNECT_SECONDS = 5.0
+LOOPBACK_ADDRESSES = ("127.0.0.1", "::1", "localhost")
+# Ray's resource resolution: 1/10,000 of a CPU.
+SHARES = 10_000
+# Ray Train itself sets a deprecated option of Ray Data; this hides the warning.
+QUIET = {"PYTHONWARNINGS": "ignore:`ExecutionOptions.exclude_resources`"}
+# Where `ray up` puts the cluster file on a head node; it lists the resources of each node type.
+CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The resources of each worker, and whether they include a GPU."""
+
+    resources_per_worker: dict[str, float]
+    use_gpu: bool
+
+
+def connect(address: str, verbose: bool = False) -> Any:
+    """Join the Ray cluster at an address from `ray_environment.prepare`, or start one on this machine.
+
+    Raises:
+        UsageError: if the address does not answer.
+    """
+    level = logging.INFO if verbose else logging.ERROR
+    if address == LOCAL:
+        connection = ray.init(address=LOCAL, num_cpus=usable_cores(), logging_level=level)
+        _warn_if_reachable(connection.address_info["node_ip_address"])
+        return connection
+    if address != "auto":
+        _require_answer(address)
+    try:
+        runtime_env = {"py_modules": [str(PACKAGE)], "env_vars": malloc.ENVIRONMENT | QUIET}
+        return ray.init(address=address, logging_level=level, runtime_env=runtime_env)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"--address {address}: no Ray cluster could be joined ({reason}).") from error
+
+
+def _warn_if_reachable(address: str) -> None:
+    (name,) = LOOPBACK_ONLY
+    if os.environ.get(name) == LOOPBACK_ONLY[name] and address not in LOOPBACK_ADDRESSES:
+        logger.warning("Ray listens on %s, not on loopback only: keep its ports behind a firewall.", address)
+
+
+def _require_answer(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in address:
+        raise UsageError(f"--address {address}: expected HOST:PORT of a Ray head node (usually port 6379), or auto.")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"--address {address}: nothing answers there ({error}): check that the Ray head node is running and that "
+            "this machine can reach it."
+        ) from error
+
+
+def largest_cluster(cluster_file: Path) -> list[Resources]:
+    """The maximum set of nodes that the autoscaler may start; empty without a cluster file.
+
+    Ray's API lists only the nodes that exist now.
+    """
+    if not cluster_file.exists():
+        return []
+    node_types = yaml.safe_load(cluster_file.read_text())["available_node_types"].values()
+    return [kind["resources"] for kind in node_types for _ in range(kind.get("max_workers", 0))]
+
+
+def largest_share(nodes: Sequence[Resources], workers: int, use_gpu: bool, part_of_cpus: float = 1.0) -> float:
+    """The largest share of a CPU, up to one, that every worker can have, on the node of its GPU.
+
+    Rounded down to Ray's four decimals, so that the shares on a node do not exceed its CPUs.
+    """
+    cpus_and_most = [
+        (node.get("CPU", 0.0) * part_of_cpus, int(node.get("GPU", 0.0)) if use_gpu else workers) for node in nodes
+    ]
+    shares = {int(cpus / count * SHARES) for cpus, most in cpus_and_most for count in range(1, min(workers, most) + 1)}
+    for share in sorted({min(share, SHARES) for share in shares}, reverse=True):
+        if share and sum(min(int(cpus * SHARES) // share, most) for cpus, most in cpus_and_most) >= workers:
+            return share / SHARES
+    return 0.0
+
+
+def cpus_of_worker(config: TrainConfig, nodes: Sequence[Resources], use_gpu: bool) -> float:
+    """CPUs to request per worker, up to one, so that all workers fit; in an elastic run, the minimum of workers."""
+    # Leave CPUs for the tasks that decode images during training.
+    most = 0.5 if config.ingest == "stream" else 1.0
+    share = largest_share(nodes, config.min_workers or config.num_workers, use_gpu, most)
+    return min(share, most) if config.min_workers else share
+
+
+def place_workers(config: TrainConfig, own_cluster: bool = False) -> Placement:
+    """Choose a GPU per worker if --device gpu requires it or auto allows it; otherwise CPUs or fractions of them.
+
+    Nodes that an autoscaler may still add to an existing cluster count, because Ray Train waits for them.
+
+    Raises:
+        UsageError: if --device gpu needs more GPUs than the cluster has, or if there are no CPUs.
+    """
+    present, possible = ray.cluster_resources(), [] if own_cluster else largest_cluster(CLUSTER_FILE.expanduser())
+    cpus, gpus = (max(present.get(kind, 0.0), _total(possible, kind)) for kind in ("CPU", "GPU"))
+    gpus = int(gpus)
+    # An elastic run can start with its minimum of workers.
+    workers = config.min_workers or config.num_workers
+    if config.device == "gpu" and gpus < workers:
+        raise UsageError(
+            f"--device gpu --num-workers {workers}: Ray sees {gpus} GPU{'s'[: gpus != 1]}; use at most that many "
+            "workers, or --device cpu."
+        )
+    use_gpu = config.device != "cpu" and gpus >= workers
+    if config.device == "auto" and gpus and not use_gpu:
+        print(f"NOTE: {gpus} GPU(s) for {workers} workers: training on CPUs. To use GPUs: --num-workers {gpus}.")
+    if not use_gpu and not cpus:
+        raise UsageError(
+            f"--device {config.device}: Ray sees no CPUs to train on; wait until the cluster's machines are up "
+            "(ray status)."
+        )
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    kind = "GPU" if use_gpu else "CPU"
+    nodes = max(alive, possible, key=lambda nodes: _total(nodes, kind))
+    per_worker = {"CPU": cpus_of_worker(config, nodes, use_gpu)} | ({"GPU": 1.0} if use_gpu else {})
+    return Placement(per_worker, use_gpu)
+
+
+def _total(nodes: Sequence[Resources], kind: str) -> float:
+    return sum(node.get(kind, 0.0) for node in nodes)

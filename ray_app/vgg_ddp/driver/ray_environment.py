@@ -1,0 +1,56 @@
+"""Environment variables that Ray reads when it is imported and started; so this module must not import Ray."""
+
+import os
+import sys
+from pathlib import Path
+
+from vgg_ddp.compat import ray_variables
+from vgg_ddp.machine import malloc
+
+PACKAGE = Path(__file__).resolve().parents[1]
+LOCAL = "local"
+
+DEFAULTS = {
+    # How often the controller checks whether a worker died or all have finished; 2 s by default.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+    # Lists runs in the dashboard of a long-lived cluster: /api/train/v2/runs/v1.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
+    **ray_variables.FREQUENT_PREEMPTION_CHECKS,
+}
+# How long the controller waits for the CPUs or GPUs of all workers before it retries; 60 s by default.
+PATIENT_DEFAULTS = {
+    # A replacement machine takes minutes to boot.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1200",
+}
+ELASTIC_DEFAULTS = {
+    # For up to 20 s, Ray still counts a lost machine. Then the controller requests fewer workers.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
+}
+LOCAL_DEFAULTS = {
+    # Saves an actor, whose records would end with the run.
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    **ray_variables.LOOPBACK_ONLY,
+    **ray_variables.NO_PREEMPTION_WATCHER,
+    **malloc.ENVIRONMENT,
+}
+
+
+def prepare(address: str | None, streamed: bool = False, elastic: bool = False) -> str:
+    """Set Ray's environment variables, except those that the user has set. Call before Ray is imported.
+
+    Returns:
+        The address of the Ray cluster to join, or `LOCAL` to start one on this machine.
+    """
+    address = address or os.environ.get("RAY_ADDRESS") or LOCAL
+    defaults = DEFAULTS | (ELASTIC_DEFAULTS if elastic else PATIENT_DEFAULTS)
+    if address == LOCAL:
+        defaults = defaults | LOCAL_DEFAULTS | (ray_variables.KEEP_IDLE_PROCESSES if streamed else {})
+        # Ray's processes inherit the path; shipping the package within one machine would be slower.
+        folders = [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder)
+    if not sys.stdout.isatty():
+        # By default, Ray colors the workers' output even in a file or a pipe.
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    return address

@@ -1,0 +1,49 @@
+"""The Ray Train trainer of a run."""
+
+import math
+import posixpath
+
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from vgg_ddp.compat.ray_train import LeanTrainer, torch_config
+from vgg_ddp.job import Job
+from vgg_ddp.run.storage import Folder
+from vgg_ddp.worker.failures import FailureReporter
+from vgg_ddp.worker.train import train_loop
+
+CONTROLLER_FAILURES = 3
+# After losing a machine, an elastic run requests it every 10 s until Ray notices; each attempt counts as a failure.
+ELASTIC_CONTROLLER_FAILURES = 600
+# A resize restarts the workers from the newest checkpoint, so resizes must be rare.
+SECONDS_BETWEEN_RESIZE_CHECKS = 30.0
+
+
+def build_trainer(job: Job, run: Folder, resources_per_worker: dict[str, float], own_cluster: bool) -> TorchTrainer:
+    """A trainer whose workers each run `train_loop` on the job, restarted together when one fails."""
+    config = job.config
+    storage_path, name = posixpath.split(run.path)
+    return LeanTrainer(
+        train_loop,
+        own_cluster=own_cluster,
+        train_loop_config={"job": job},
+        torch_config=torch_config(math.ceil(config.collective_timeout_seconds)),
+        scaling_config=ScalingConfig(
+            num_workers=(config.min_workers, config.num_workers) if config.min_workers else config.num_workers,
+            elastic_resize_monitor_interval_s=SECONDS_BETWEEN_RESIZE_CHECKS,
+            use_gpu=job.use_gpu,
+            resources_per_worker=resources_per_worker,
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage_path,
+            storage_filesystem=run.filesystem,
+            failure_config=FailureConfig(
+                max_failures=config.max_failures,
+                # By default, Ray restarts a failing controller forever.
+                controller_failure_limit=ELASTIC_CONTROLLER_FAILURES if config.min_workers else CONTROLLER_FAILURES,
+            ),
+            logging_config=LoggingConfig(log_level="INFO" if config.verbose else "WARNING"),
+            callbacks=[FailureReporter(config.max_failures)],
+        ),
+    )

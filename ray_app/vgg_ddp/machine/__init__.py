@@ -1,0 +1,1 @@
+"""The environment of this process: cores, memory, precision, standard output, torchrun."""

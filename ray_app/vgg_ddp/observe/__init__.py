@@ -1,0 +1,1 @@
+"""Monitoring: the terminal, Prometheus, profiles, TensorBoard, MLflow."""

@@ -1,0 +1,115 @@
+"""Write checkpoints with a digest, and verify them when they are read.
+
+A checkpoint is a folder `checkpoint_<step>_<id>` in the run folder. `state.pt` contains the state; `manifest.json`,
+written last, contains its size and SHA-256 digest. A folder without a manifest is incomplete.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import uuid
+from typing import Any
+
+import torch
+
+from vgg_ddp.run.storage import Folder, is_checkpoint
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.pt"
+MANIFEST_FILE = "manifest.json"
+KEEP = 2
+State = dict[str, Any]
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint is incomplete, or was changed after it was written."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.name} is damaged ({self.reason})"
+
+
+def new_name(step: int) -> str:
+    """A unique name for a checkpoint after `step` optimizer steps."""
+    return f"checkpoint_{step:08d}_{uuid.uuid4().hex[:6]}"
+
+
+def copy_to_host(state: State) -> State:
+    """Copy all tensors to host memory, so that training can continue while they are written. A device-to-host sync."""
+    return {name: _copy(value) for name, value in state.items()}
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {name: _copy(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    return value
+
+
+def write(run: Folder, name: str, state: State) -> None:
+    """Write a checkpoint, then delete all but the `KEEP` newest.
+
+    Raises:
+        OSError: if the storage cannot be written; older checkpoints are kept.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    content = buffer.getbuffer()
+    digest = hashlib.sha256(content).hexdigest()
+    manifest = {"step": state["step"], "size_bytes": len(content), "sha256": digest}
+    try:
+        run.filesystem.create_dir((run / name).path)
+        (run / name).write(STATE_FILE, content)
+        (run / name).write(MANIFEST_FILE, json.dumps(manifest).encode())
+    except OSError:
+        with contextlib.suppress(OSError):
+            run.delete(name)
+        raise
+    for old in list_names(run)[KEEP:]:
+        run.delete(old)
+
+
+def list_names(run: Folder) -> list[str]:
+    """Names of the run's checkpoints, newest first, including damaged ones."""
+    return [name for name in reversed(run.names()) if is_checkpoint(name)]
+
+
+def read(run: Folder, name: str) -> State:
+    """Read a checkpoint, its tensors on the CPU.
+
+    Raises:
+        DamagedCheckpointError: if it is incomplete or was changed.
+        OSError: if the storage cannot be read.
+    """
+    try:
+        manifest = json.loads((run / name).read(MANIFEST_FILE))
+        content = (run / name).read(STATE_FILE)
+    except (FileNotFoundError, ValueError) as error:
+        raise DamagedCheckpointError(name, "incomplete") from error
+    if len(content) != manifest.get("size_bytes"):
+        raise DamagedCheckpointError(name, f"{len(content)} bytes instead of {manifest.get('size_bytes')}")
+    if hashlib.sha256(content).hexdigest() != manifest.get("sha256"):
+        raise DamagedCheckpointError(name, "its SHA-256 digest does not match")
+    state: State = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
+
+
+def read_newest(run: Folder) -> tuple[str, State] | None:
+    """Name and state of the newest intact checkpoint; newer damaged ones are reported and deleted."""
+    for name in list_names(run):
+        try:
+            return name, read(run, name)
+        except DamagedCheckpointError as error:
+            logger.warning("%s: using the previous one.", error)
+            run.delete(name)
+    return None

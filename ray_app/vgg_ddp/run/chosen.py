@@ -1,0 +1,58 @@
+"""chosen.json: what rank 0 chose where the settings in config.json leave a choice, and the software versions."""
+
+import json
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.run.storage import Folder
+
+CHOSEN_FILE = "chosen.json"
+PACKAGES = ("torch", "ray")
+
+
+def write_chosen(
+    run: Folder, config: TrainConfig, model: str, device: str, device_name: str, precision: str, world_size: int
+) -> None:
+    """Write chosen.json; a resumed run replaces it.
+
+    `model` is the class that `build_model` returned, `device` is cpu or cuda, `device_name` is rank 0's processor or
+    GPU, and `precision` is fp32 or bf16.
+    """
+    chosen = {
+        "model": model,
+        "device": device,
+        "device_name": device_name,
+        "precision": precision,
+        "fast_convolutions": device == "cpu" and config.fast_convolutions,
+        "world_size": world_size,
+        "ingest": config.ingest,
+        "global_batch_size": config.global_batch,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    }
+    run.write(CHOSEN_FILE, (json.dumps(chosen, indent=2) + "\n").encode())
+
+
+def read_chosen(run: Folder) -> dict[str, str]:
+    """The content of chosen.json, flattened, with strings as values: {"precision": "bf16", "versions.torch": "2.14.1"}.
+
+    Empty for a run without the file: one that has not started, or one of an older version of this program.
+    """
+    try:
+        chosen: dict[str, Any] = json.loads(run.read(CHOSEN_FILE))
+    except FileNotFoundError:
+        return {}
+    versions = {f"versions.{name}": number for name, number in chosen.pop("versions").items()}
+    return {name: str(value) for name, value in (chosen | versions).items()}
+
+
+def format_chosen(chosen: dict[str, str]) -> str:
+    """One line for the terminal, from the result of `read_chosen`."""
+    count = int(chosen["world_size"])
+    kind = "GPU" if chosen["device"] == "cuda" else "CPU"
+    convolutions = " with fast convolutions" if chosen["fast_convolutions"] == "True" else ""
+    return (
+        f"{count} {kind} worker{'s'[: count != 1]} in {chosen['precision']}{convolutions}, global batch "
+        f"{chosen['global_batch_size']}, on {chosen['device_name']}"
+    )

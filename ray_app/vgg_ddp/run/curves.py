@@ -1,0 +1,73 @@
+"""Plot metrics by epoch: curves.png of one run, or a comparison of several runs."""
+
+import io
+from collections.abc import Sequence
+
+from vgg_ddp.run.files import CURVES_FILE, Row
+from vgg_ddp.run.storage import Folder
+from vgg_ddp.run.summary import FinishedEpochs
+
+
+def draw(runs: Sequence[FinishedEpochs]) -> bytes:
+    """Plot accuracy and loss of all runs by epoch and by training time, as PNG; training dashed, test solid."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained", sharey="row")
+    longest = max(run.seconds()[-1] for run in runs)
+    unit, unit_seconds = ("minutes", 60.0) if longest > 180 else ("seconds", 1.0)
+    for index, run in enumerate(runs):
+        positions = ([row["epoch"] for row in run.rows], [second / unit_seconds for second in run.seconds()])
+        for column, position in enumerate(positions):
+            for line, (test, train) in enumerate((("test_accuracy", "train_accuracy"), ("test_loss", "loss"))):
+                color = f"C{index % 10}"
+                test_values, train_values = ([row[name] for row in run.rows] for name in (test, train))
+                axes[line, column].plot(position, test_values, color=color, marker="o", markersize=3, label=run.name)
+                axes[line, column].plot(position, train_values, color=color, linestyle="--", linewidth=1, alpha=0.7)
+    for column, label in enumerate(("epoch", f"training time in {unit}")):
+        axes[1, column].set_xlabel(label)
+        for line in range(2):
+            axes[line, column].set_xlim(left=0)
+            axes[line, column].grid(alpha=0.3)
+            if label == "epoch":
+                axes[line, column].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0, 0].set_ylabel("accuracy (training dashed)")
+    axes[0, 0].yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes[1, 0].set_ylabel("loss (training dashed)")
+    axes[0, 0].legend()
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=120)
+    plt.close(figure)
+    return picture.getvalue()
+
+
+def write_curves(run: Folder, rows: Sequence[Row], title: str) -> None:
+    """Plot loss and accuracy by epoch to curves.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    epochs = [row["epoch"] for row in rows]
+    figure, (loss_axes, accuracy_axes) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for name, axes, columns in (
+        ("loss", loss_axes, ("loss", "test_loss")),
+        ("accuracy", accuracy_axes, ("train_accuracy", "test_accuracy")),
+    ):
+        for column, label in zip(columns, ("training", "test"), strict=True):
+            axes.plot(epochs, [row[column] for row in rows], marker="o", markersize=3, label=label)
+        axes.set(xlabel="epoch", ylabel=name)
+        axes.set_xlim(0, max(epochs) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend()
+    accuracy_axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    figure.suptitle(title)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120)
+    plt.close(figure)
+    run.write(CURVES_FILE, picture.getvalue())

@@ -1,0 +1,174 @@
+"""Find the run to resume, or name a new one; lock its folder."""
+
+import fcntl
+import os
+import secrets
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+
+from vgg_ddp.config import DATA_NAMES, PROGRAM, SCRIPT, TRAJECTORY_FIELDS, TrainConfig
+from vgg_ddp.flags import UsageError, parse_flags, setting
+from vgg_ddp.machine import torchrun
+from vgg_ddp.run.files import CONFIG_FILE, METRICS_FILE, MODEL_FILE, read_config, read_metrics
+from vgg_ddp.run.storage import Folder, absolute, is_checkpoint
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, its settings, and whether an earlier command started it."""
+
+    config: TrainConfig
+    name: str
+    folder: Folder
+    exists: bool
+
+    def is_finished(self) -> bool:
+        """Whether all epochs are done and the model is from the last one, not left over from a lower --epochs."""
+        rows = read_metrics(self.folder)
+        is_done = bool(rows) and rows[-1]["epoch"] >= self.config.epochs and self.folder.exists(MODEL_FILE)
+        return is_done and self.folder.changed_ns(MODEL_FILE) >= self.folder.changed_ns(METRICS_FILE)
+
+    def was_started(self) -> bool:
+        """Whether there is anything to resume."""
+        return self.folder.exists(CONFIG_FILE)
+
+    def has_checkpoint(self) -> bool:
+        return self.exists and any(map(is_checkpoint, self.folder.names()))
+
+    def resume_command(self) -> str:
+        """The command that resumes this run from the same working directory."""
+        is_default = absolute(self.config.storage_path) == absolute(TrainConfig.storage_path)
+        storage = "" if is_default else f" --storage-path {shlex.quote(self.config.storage_path)}"
+        program = torchrun.command(SCRIPT) if torchrun.is_launcher() else PROGRAM
+        return f"{program} --resume {self.name}{storage}"
+
+
+def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
+    """Find the run that the flags name, or name a new one. Writes nothing.
+
+    Raises:
+        UsageError: if the run to resume does not exist, or was started with settings that conflict with the flags.
+    """
+    config = _with_absolute_paths(config)
+    name = config.resume or config.run_name or _new_name()
+    try:
+        folder = Folder.at(config.storage_path) / name
+        saved = read_config(folder)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--storage-path {config.storage_path} cannot be read: {error}") from error
+    if saved is None:
+        if config.resume:
+            raise UsageError(f"--resume {name}: no run of that name in --storage-path {config.storage_path}.")
+        config.check_combinations()
+        if torchrun.may_restart() and not config.run_name:
+            raise UsageError(
+                "torchrun's --max-restarts requires --run-name, so that restarted processes can find the run."
+            )
+        return Run(config.with_recipe(), name, folder, exists=False)
+    started_with = TrainConfig.from_dict(saved).with_recipe()
+    # The saved settings become the defaults of flags that are not given.
+    defaults = replace(started_with, storage_path=config.storage_path, run_name=None, resume=None)
+    config = _with_absolute_paths(parse_flags(TrainConfig, arguments, PROGRAM, defaults))
+    # auto keeps the choice made when the run started.
+    for field in ("data", "ingest"):
+        if getattr(config, field) == "auto":
+            config = replace(config, **{field: getattr(started_with, field)})
+    for field in TRAJECTORY_FIELDS:
+        given, before = getattr(config, field), getattr(started_with, field)
+        if given != before:
+            raise UsageError(
+                f"{setting(field, given)}: run {name} was started with {setting(field, before)}; omit the flag to "
+                "resume, or use another --run-name for a new run."
+            )
+    _expect_even_split(config, name)
+    config.check_combinations()
+    return Run(config, name, folder, exists=True)
+
+
+def _expect_even_split(config: TrainConfig, name: str) -> None:
+    """Check that the global batch of an existing run splits evenly over the workers of this command."""
+    workers = torchrun.world_size() if torchrun.is_launcher() else max(1, config.num_workers)
+    batch = config.batch_size
+    if batch and config.min_workers is None and batch % workers:
+        fitting = [count for count in range(1, batch // config.min_images_per_worker + 1) if batch % count == 0]
+        near = [*[count for count in fitting if count < workers][-1:], *[n for n in fitting if n > workers][:1]]
+        raise UsageError(
+            f"--num-workers {workers}: run {name} has a global batch of {batch} images, which does not split evenly "
+            f"over {workers} workers: use {' or '.join(map(str, near))}."
+        )
+
+
+def _new_name() -> str:
+    """The date and time, plus random digits in case two runs start in the same second."""
+    return f"{time.strftime('vgg11-%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The settings with absolute paths, because a run may be resumed from another working directory."""
+    data = config.data if config.data in DATA_NAMES else absolute(config.data)
+    init_from = absolute(config.init_from) if config.init_from else None
+    return replace(
+        config,
+        data=data,
+        init_from=init_from,
+        data_dir=absolute(config.data_dir),
+        storage_path=absolute(config.storage_path),
+    )
+
+
+def require_writable(run: Run) -> None:
+    """Create the storage folder and check that a file can be written there.
+
+    Raises:
+        UsageError: if this fails.
+    """
+    root = Folder.at(run.config.storage_path)
+    marker = f".writable-{run.name}"
+    try:
+        root.filesystem.create_dir(root.path, recursive=True)
+        root.write(marker, b"")
+        root.delete(marker)
+    except OSError as error:
+        raise UsageError(f"--storage-path {run.config.storage_path} cannot be written: {error}") from error
+
+
+def lock_file(run: Run) -> str | None:
+    """The file that a command locks while it uses a run; None if the run folder is not on a disk.
+
+    It has two uses: `locked` prevents other commands from using the run, and a worker that cannot see the file reports
+    that its machine does not share the driver's storage.
+    """
+    root = Folder.at(run.config.storage_path)
+    return (root / f".running-{run.name}").path if root.is_local else None
+
+
+@contextmanager
+def locked(run: Run) -> Iterator[None]:
+    """Prevent other commands from using the same run within this context, if its folder is on a disk.
+
+    Raises:
+        UsageError: if another command is using it.
+    """
+    path = lock_file(run)
+    if path is None or not torchrun.is_rank_zero():
+        yield
+        return
+    with open(path, "w") as lock:
+        try:
+            # Released when this process exits for any reason.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Any other error means that the file system does not support locks.
+            if isinstance(error, BlockingIOError):
+                raise UsageError(
+                    f"run {run.name} in --storage-path {os.path.dirname(path)} is already running: wait for it to "
+                    "finish, or use another --run-name."
+                ) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.unlink(path)

@@ -1,0 +1,87 @@
+"""Write to the run folder during training, and record failures."""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.storage import Folder
+
+logger = logging.getLogger(__name__)
+
+# In seconds. On S3, each attempt includes retries for about 6 s.
+RETRY_DELAYS = (1.0, 4.0, 10.0)
+
+
+class Saver:
+    """Writes the run's checkpoints in a background thread, the same way under Ray Train and torchrun.
+
+    Checkpoints are not reported to Ray Train, because its controller would keep a list of them on the same storage. In
+    Ray 2.60, one failed write of that list ends the run, and an outdated list prevents a killed run from resuming.
+
+    Attributes:
+        failure: why a required file could not be written. A restart would use the same storage, so the run must end.
+    """
+
+    def __init__(self, run: Folder, rank: int) -> None:
+        self.failure: str | None = None
+        self._run = run
+        self._rank = rank
+        self._writer = ThreadPoolExecutor(1)
+        self._checkpoint: Future[None] | None = None
+        self._temporary: Future[None] | None = None
+
+    def write_reliably(self, write: Callable[[], None]) -> None:
+        """Write a file that the run requires: retry, and set `failure` if the last attempt fails."""
+        for delay in (*RETRY_DELAYS, None):
+            try:
+                write()
+                return
+            except OSError as error:
+                if delay is None:
+                    self.failure = f"{self._run} cannot be written: {error}"
+                    return
+                logger.warning("%s: retrying in %.0f s.", error, delay)
+                time.sleep(delay)
+
+    def write_if_possible(self, write: Callable[[], None]) -> None:
+        """Write an optional file; a failure is logged and ignored."""
+        try:
+            write()
+        except OSError as error:
+            logger.warning("%s: continuing without it.", error)
+
+    def write_in_background(self, write: Callable[[], None]) -> None:
+        """Write a short-lived file; skipped while the previous such write is still running."""
+        if self._rank == 0 and (self._temporary is None or self._temporary.done()):
+            self._temporary = self._writer.submit(_ignore_failure, write)
+
+    def save(self, state: checkpoint.State) -> None:
+        """Start writing a checkpoint, after waiting for the previous one. Only rank 0 writes: all weights are equal.
+
+        After a failure, nothing is written: the run is about to end, and waiting for the storage would delay that.
+        """
+        if self._rank == 0:
+            snapshot = checkpoint.copy_to_host(state)
+            if self._checkpoint:
+                self._checkpoint.result()
+            if not self.failure:
+                self._checkpoint = self._writer.submit(self._write_checkpoint, snapshot)
+
+    def _write_checkpoint(self, snapshot: checkpoint.State) -> None:
+        name = checkpoint.new_name(snapshot["step"])
+        self.write_reliably(lambda: checkpoint.write(self._run, name, snapshot))
+
+    def wait(self) -> None:
+        """Wait for the background thread to finish all writes."""
+        for future in (self._checkpoint, self._temporary):
+            if future:
+                future.result()
+
+
+def _ignore_failure(write: Callable[[], None]) -> None:
+    # Required writes use the same storage and report its failure.
+    with suppress(OSError):
+        write()

@@ -1,0 +1,143 @@
+"""Read and write files on a local disk or at a URI such as s3://bucket/prefix, through pyarrow's filesystems."""
+
+import contextlib
+import os
+import posixpath
+import re
+import time
+import uuid
+from dataclasses import dataclass
+
+from pyarrow import fs
+
+from vgg_ddp.compat.pyarrow_s3 import with_patience
+
+# In seconds. pyarrow retries requests to S3, except those that read an object's content.
+READ_RETRY_DELAYS = (0.5, 2.0, 5.0)
+
+
+def absolute(location: str) -> str:
+    """A local path as an absolute one, with ~ expanded; a URI unchanged."""
+    return location if "://" in location else os.path.abspath(os.path.expanduser(location))
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a folder of a run is a checkpoint, by its name: checkpoint_<step>_<id>."""
+    return bool(re.fullmatch(r"checkpoint_\d{8}_[0-9a-f]{6}", name))
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on a filesystem, which may not exist yet."""
+
+    filesystem: fs.FileSystem
+    path: str
+
+    @classmethod
+    def at(cls, location: str) -> "Folder":
+        """The folder at a local path (made absolute) or a URI.
+
+        Raises:
+            ValueError: if the URI's scheme is unknown, or needs a package that is not installed.
+        """
+        if "://" not in location:
+            return cls(fs.LocalFileSystem(), absolute(location))
+        try:
+            filesystem, path = fs.FileSystem.from_uri(location)
+        except ImportError as error:
+            raise ValueError(str(error)) from error
+        if isinstance(filesystem, fs.S3FileSystem):
+            filesystem = with_patience(filesystem)
+        return cls(filesystem, path.rstrip("/"))
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def __truediv__(self, name: str) -> "Folder":
+        return Folder(self.filesystem, posixpath.join(self.path, name))
+
+    def __str__(self) -> str:
+        return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
+
+    def exists(self, name: str = "") -> bool:
+        info = self.filesystem.get_file_info((self / name if name else self).path)
+        return bool(info.type != fs.FileType.NotFound)
+
+    def changed_ns(self, name: str) -> int:
+        """A file's modification time in nanoseconds since 1970; 0 if the storage does not record it."""
+        return self.filesystem.get_file_info((self / name).path).mtime_ns or 0
+
+    def names(self) -> list[str]:
+        """Sorted names of the files and folders in this folder; empty if it does not exist."""
+        selector = fs.FileSelector(self.path, allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def read(self, name: str) -> bytes:
+        """Content of a file.
+
+        Raises:
+            FileNotFoundError: if the file does not exist.
+            OSError: if it cannot be read (after retries, for an object store).
+        """
+        for delay in () if self.is_local else READ_RETRY_DELAYS:
+            try:
+                return self._read(name)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                time.sleep(delay)
+        return self._read(name)
+
+    def _read(self, name: str) -> bytes:
+        with self.filesystem.open_input_file((self / name).path) as file:
+            return bytes(file.read())
+
+    def write(self, name: str, content: bytes | memoryview) -> None:
+        """Write a file atomically: a reader sees either the old or the new content.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
+        target = (self / name).path
+        if not self.is_local:
+            # Object stores show an object only once it is complete.
+            with self.filesystem.open_output_stream(target) as stream:
+                stream.write(content)
+            return
+        os.makedirs(self.path, exist_ok=True)
+        temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+
+    def overwrite(self, name: str, content: bytes) -> None:
+        """Overwrite a file in place, for readers that keep it open; a crash may leave it truncated.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
+        if not self.is_local:
+            self.write(name, content)
+            return
+        os.makedirs(self.path, exist_ok=True)
+        with open((self / name).path, "r+b" if self.exists(name) else "wb") as file:
+            file.write(content)
+            file.truncate()
+
+    def delete(self, name: str) -> None:
+        """Delete a file or folder in this folder, if it exists."""
+        target = (self / name).path
+        kind = self.filesystem.get_file_info(target).type
+        with contextlib.suppress(FileNotFoundError):
+            if kind == fs.FileType.Directory:
+                self.filesystem.delete_dir(target)
+            elif kind == fs.FileType.File:
+                self.filesystem.delete_file(target)

@@ -1,0 +1,134 @@
+"""Metrics as text: one line per epoch, a summary of a run, a comparison of runs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from vgg_ddp.flags import UsageError, flag
+from vgg_ddp.run.chosen import read_chosen
+from vgg_ddp.run.files import Row, read_config, read_metrics
+from vgg_ddp.run.storage import Folder
+
+# Where a run is stored and what it reports; these settings do not affect its numbers.
+INCIDENTAL = ("storage_path", "run_name", "resume", "address", "data_dir", "mlflow", "profile", "verbose")
+# The choice in chosen.json that a setting leads to. If both differ, only the choice is listed.
+CHOICE_OF = {
+    "num_workers": "world_size",
+    "device": "device",
+    "batch_size": "global_batch_size",
+    "precision": "precision",
+    "fast_convolutions": "fast_convolutions",
+    "ingest": "ingest",
+}
+
+
+@dataclass(frozen=True)
+class FinishedEpochs:
+    """The finished epochs of a run: its settings, its choices (see `read_chosen`), and a row of metrics per epoch."""
+
+    name: str
+    config: dict[str, Any]
+    chosen: dict[str, str]
+    rows: list[Row]
+
+    def seconds(self) -> list[float]:
+        """Cumulative training time at the end of each epoch."""
+        return list(accumulate(row["seconds"] for row in self.rows))
+
+
+def read_run(location: str, storage_path: str) -> FinishedEpochs:
+    """Read a run by its name in the storage path, or by the path or URI of its folder.
+
+    Raises:
+        UsageError: if the run does not exist or has not finished an epoch.
+    """
+    try:
+        folder = Folder.at(location) if "/" in location else Folder.at(storage_path) / location
+        config, chosen, rows = read_config(folder), read_chosen(folder), read_metrics(folder)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{location} cannot be read: {error}") from error
+    if config is None:
+        raise UsageError(f"{location}: no run at {folder}.")
+    if not rows:
+        raise UsageError(f"{location} has not finished an epoch yet.")
+    return FinishedEpochs(location.rstrip("/").rsplit("/", 1)[-1], config, chosen, rows)
+
+
+def format_table(runs: Sequence[FinishedEpochs]) -> str:
+    """A table with a heading and one line per run."""
+    lines = [("run", "epochs", "loss", "train", "test", "best (epoch)", "images/s", "seconds")]
+    for run in runs:
+        last, best = run.rows[-1], best_row(run.rows)
+        lines.append(
+            (
+                run.name,
+                f"{len(run.rows)}/{run.config['epochs']}",
+                f"{last['loss']:.4f}",
+                f"{last['train_accuracy']:.2%}",
+                f"{last['test_accuracy']:.2%}",
+                f"{best['test_accuracy']:.2%} ({best['epoch']:.0f})",
+                f"{mean_images_per_second(run.rows):,.0f}",
+                f"{run.seconds()[-1]:,.1f}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:], strict=True))])
+        for first, *rest in lines
+    )
+
+
+def format_differences(runs: Sequence[FinishedEpochs]) -> str:
+    """One line per setting, and per choice of the program, that differs between the runs; empty if none does."""
+    settings = {name: [run.config.get(name) for run in runs] for name in runs[0].config if name not in INCIDENTAL}
+    # Runs of older versions have no choices.
+    names = dict.fromkeys(name for run in runs for name in run.chosen)
+    choices = {name: [run.chosen.get(name, "unknown") for run in runs] for name in names}
+    choices = {name: values for name, values in choices.items() if len(set(values) - {"unknown"}) > 1}
+    known = {name for name, values in choices.items() if "unknown" not in values}
+    differing = {
+        flag(name): values
+        for name, values in settings.items()
+        if len(set(values)) > 1 and CHOICE_OF.get(name) not in known
+    }
+    return "\n".join(
+        f"  {name:<20} " + "  ".join(f"{run.name}: {value}" for run, value in zip(runs, values, strict=True))
+        for name, values in (differing | choices).items()
+    )
+
+
+def format_row(row: Row, epochs: int) -> str:
+    """One aligned line for an epoch."""
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}  loss {row['loss']:.4f}  "
+        f"train {row['train_accuracy']:6.2%}  test {row['test_accuracy']:6.2%}  lr {row['lr']:.4f}  "
+        f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s"
+    )
+
+
+def best_row(rows: Sequence[Row]) -> Row:
+    """The first epoch with the highest test accuracy."""
+    return max(rows, key=lambda row: row["test_accuracy"])
+
+
+def mean_images_per_second(rows: Sequence[Row]) -> float:
+    """Mean training images per second over all epochs."""
+    seconds = sum(row["seconds"] for row in rows)
+    return sum(row["images_per_second"] * row["seconds"] for row in rows) / max(seconds, 1e-9)
+
+
+def format_summary(rows: Sequence[Row]) -> str:
+    """The results of a finished run, as a small table."""
+    last = rows[-1]
+    best, images_per_second = best_row(rows), mean_images_per_second(rows)
+    seconds = sum(row["seconds"] for row in rows)
+    lines = (
+        ("epochs", f"{last['epoch']:.0f}"),
+        ("training loss", f"{last['loss']:.4f}"),
+        ("training accuracy", f"{last['train_accuracy']:.2%}"),
+        ("test accuracy", f"{last['test_accuracy']:.2%} (best {best['test_accuracy']:.2%}, epoch {best['epoch']:.0f})"),
+        ("training time", f"{seconds:.1f} s"),
+        ("images per second", f"{images_per_second:,.0f}"),
+    )
+    return "\n".join(f"  {name:<18} {value}" for name, value in lines)

@@ -1,0 +1,1 @@
+"""Model weights: model.safetensors, --init-from, MLflow."""

@@ -1,0 +1,1 @@
+"""What every DDP rank runs. Start with train.py."""

@@ -1,0 +1,258 @@
+"""Set up a worker before its first step: check that the ranks agree, build the model, resume."""
+
+import logging
+import os
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import ray
+import ray.train
+import ray.train.torch
+import ray.util
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vgg_ddp.compat.torch_dynamo import no_dynamo
+from vgg_ddp.compat.torch_store import set_collective_timeout
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.feeds import Feed, MemoryFeed
+from vgg_ddp.job import Inputs, Job, RefusedError
+from vgg_ddp.machine.limits import usable_cores
+from vgg_ddp.machine.malloc import keep_freed_memory
+from vgg_ddp.machine.precision import DTYPES, choose_precision, processor_name
+from vgg_ddp.model.conv import use_fast_convolutions
+from vgg_ddp.observe.telemetry import Telemetry
+from vgg_ddp.recipes import Recipe
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.chosen import write_chosen
+from vgg_ddp.run.files import write_config
+from vgg_ddp.run.saver import Saver
+from vgg_ddp.run.storage import Folder
+from vgg_ddp.worker.ddp import from_all_ranks, from_rank_zero, warm_up_reducer, wrap_model
+from vgg_ddp.worker.decisions import Control
+from vgg_ddp.worker.metrics import Sums
+from vgg_ddp.worker.model import prepare_model
+from vgg_ddp.worker.optimizers import build_optimizers
+from vgg_ddp.worker.state import TrainState
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One rank of the run: everything that does not change during training. `TrainState` is everything that does.
+
+    Attributes:
+        ddp_model: the model wrapped in DDP; its backward pass averages gradients over the ranks.
+        fingerprint: identifies the images that a checkpoint was trained on.
+    """
+
+    config: TrainConfig
+    recipe: Recipe
+    run: Folder
+    rank: int
+    world_size: int
+    device: torch.device
+    precision: str
+    ddp_model: nn.Module
+    feed: Feed
+    mean: Tensor
+    std: Tensor
+    class_names: tuple[str, ...]
+    preprocessing: dict[str, object]
+    num_test: int
+    steps_per_epoch: int
+    fingerprint: dict[str, object]
+    control: Control
+    saver: Saver
+    telemetry: Telemetry
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.steps_per_epoch
+
+
+def set_up(job: Job) -> tuple[Worker, TrainState]:
+    """Make this process a rank of the run, at the first step or at the step it resumes from. Collectives.
+
+    Raises:
+        RefusedError: on all ranks, if the run cannot start with these settings.
+    """
+    phases = job.phases | {"workers started": time.time()}
+    config, context = job.config, ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device() if job.use_gpu else torch.device("cpu")
+    _prepare_process(job, rank, context.get_local_world_size())
+    inputs: Inputs = ray.get(job.inputs) if isinstance(job.inputs, ray.ObjectRef) else job.inputs
+    _require_same_images_and_storage(job, inputs)
+    run, precision, newest = from_rank_zero(lambda: _start(job, device))
+    _require_resumable(job, inputs, precision, newest)
+    dataset, recipe = inputs.dataset, config.chosen_recipe()
+
+    model = prepare_model(config, recipe, inputs, world_size)
+    if device.type == "cpu" and config.fast_convolutions:
+        use_fast_convolutions(model)
+    # Ranks that round differently would drift apart if each computed all of Muon's updates.
+    are_alike = len(set(from_all_ranks(processor_name(device)))) == 1
+    on_one_machine = 1 < world_size == context.get_local_world_size()
+    share_muon = not are_alike or (device.type == "cpu" and on_one_machine)
+    with nullcontext() if config.compile else no_dynamo():
+        ddp_model = wrap_model(model, device, config.compile, config.gradients == "bf16")
+        optimizers = build_optimizers(model, recipe, config.global_batch, DTYPES[precision], share_muon)
+    state = TrainState(model, optimizers, Sums(device))
+    _warm_up(state, ddp_model, config, device, DTYPES[precision], world_size)
+
+    feed, saver = _make_feed(inputs, config, rank, world_size, device), Saver(run, rank)
+    worker = Worker(
+        config,
+        recipe,
+        run,
+        rank,
+        world_size,
+        device,
+        precision,
+        ddp_model,
+        feed,
+        mean=torch.tensor(dataset.mean, device=device),
+        std=torch.tensor(dataset.std, device=device),
+        class_names=dataset.class_names,
+        preprocessing={"image_size": config.image_size, "mean": dataset.mean, "std": dataset.std},
+        num_test=dataset.num_test,
+        steps_per_epoch=dataset.num_train // config.global_batch,
+        fingerprint={"training_images": dataset.num_train, "class_names": list(dataset.class_names)},
+        control=_make_control(job, rank, device, saver, feed),
+        saver=saver,
+        telemetry=Telemetry(run, saver, rank, device, model, not job.is_local, config.profile),
+    )
+    phases["model built"] = time.time()
+    if newest:
+        _resume(worker, state, newest)
+    worker.telemetry.phases = phases
+    if rank == 0 and not saver.failure:
+        _record_settings(worker, type(model).__name__)
+    return worker, state
+
+
+def _prepare_process(job: Job, rank: int, processes_here: int) -> None:
+    if not (job.is_local or job.config.verbose):
+        # Ray Train's print also logs to the root logger, and the driver would show each line twice.
+        logging.getLogger().setLevel(logging.WARNING)
+    if job.is_local and dist.is_initialized():
+        # Ray's local mode has no setting for the timeout.
+        set_collective_timeout(job.config.collective_timeout_seconds)
+    keep_freed_memory()
+    torch.set_num_threads(max(1, usable_cores() // processes_here))
+    # For models with dropout: each rank drops different units.
+    torch.manual_seed(hash((job.config.seed, rank)))
+
+
+def _warm_up(
+    state: TrainState,
+    ddp_model: nn.Module,
+    config: TrainConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    world_size: int,
+) -> None:
+    from vgg_ddp.data.feeds import rank_range
+
+    # A model is compiled for the first shapes that it gets: use those of training.
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    count = len(rank_range(config.global_batch, rank, world_size)) if config.compile else 2
+
+    def forward_backward() -> None:
+        images = torch.zeros(count, 3, config.image_size, config.image_size, device=device, dtype=dtype)
+        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = ddp_model(images.to(memory_format=torch.channels_last))
+        labels = torch.zeros(count, dtype=torch.int64, device=device)
+        F.cross_entropy(logits.float(), labels, reduction="sum").backward()
+        state.optimizers.zero_grad()
+
+    warm_up_reducer(state.model, forward_backward)
+
+
+def _make_feed(inputs: Inputs, config: TrainConfig, rank: int, world_size: int, device: torch.device) -> Feed:
+    if isinstance(inputs.dataset, Dataset):
+        return MemoryFeed(inputs.dataset, config, rank, world_size, device)
+    # Importing Ray Data is slow.
+    from vgg_ddp.data.stream_feed import StreamFeed
+
+    return StreamFeed(inputs.dataset, config, rank, world_size, device)
+
+
+def _make_control(job: Job, rank: int, device: torch.device, saver: Saver, feed: Feed) -> Control:
+    # Under Ray, one rank's request is enough; under torchrun, a signal may reach any of the processes.
+    stop_requested = job.stop_requested if rank == 0 or job.is_local else None
+    return Control(
+        device,
+        job.config.checkpoint_every_seconds,
+        stop_requested,
+        lambda: saver.failure is not None or feed.failure is not None,
+    )
+
+
+def _record_settings(worker: Worker, model: str) -> None:
+    """Write the settings and the choices made from them to the run folder."""
+    run, config, device = worker.run, worker.config, worker.device
+    worker.saver.write_reliably(lambda: write_config(run, config.to_dict()))
+    name = processor_name(device)
+    worker.saver.write_if_possible(
+        lambda: write_chosen(run, config, model, device.type, name, worker.precision, worker.world_size)
+    )
+
+
+def _resume(worker: Worker, state: TrainState, name: str) -> None:
+    saved = checkpoint.read(worker.run, name)
+    if saved["fingerprint"] != worker.fingerprint:
+        raise RefusedError(f"{worker.run} was trained on other images: use the --data that it was started with.")
+    try:
+        state.restore(saved, worker.rank)
+    except ValueError as error:
+        raise RefusedError(f"{worker.run / name} cannot be resumed: {error}.") from error
+    if worker.rank == 0:
+        print(f"Resumed at step {state.step} from {name}, {worker.world_size} worker(s)", flush=True)
+
+
+def _start(job: Job, device: torch.device) -> tuple[Folder, str, str | None]:
+    """Rank 0's decisions for all ranks: the run folder, the precision, and the checkpoint to resume from."""
+    assert job.run is not None
+    newest = checkpoint.read_newest(job.run)
+    if newest is None:
+        return job.run, choose_precision(job.config.precision, device), None
+    # A resumed run keeps its precision, even on another kind of machine.
+    name, state = newest
+    return job.run, state["precision"], name
+
+
+def _require_same_images_and_storage(job: Job, inputs: Inputs) -> None:
+    is_blind = job.lock_file is not None and not os.path.isfile(job.lock_file)
+    images = f"{inputs.dataset.name}, {inputs.dataset.num_train:,} training images"
+    answers = from_all_ranks((images, ray.util.get_node_ip_address() if is_blind else None))
+    found = sorted({images for images, _ in answers})
+    if len(found) > 1:
+        # Each of torchrun's processes loads its own images.
+        raise RefusedError(f"the workers found different images ({'; '.join(found)}): use another --data.")
+    blind = sorted({node for _, node in answers if node})
+    if blind:
+        # A folder of that name may exist there; only the lock file proves that it is the same folder.
+        assert job.lock_file is not None
+        raise RefusedError(
+            f"--storage-path {os.path.dirname(job.lock_file)} of the driver is not on {', '.join(blind)}: several "
+            "machines need a shared folder (NFS) or a URI such as s3://bucket/runs."
+        )
+
+
+def _require_resumable(job: Job, inputs: Inputs, precision: str, newest: str | None) -> None:
+    config = job.config
+    if newest and config.precision not in ("auto", precision):
+        raise RefusedError(f"--precision {config.precision}: this run uses {precision}; omit the flag to resume.")
+    if config.init_from and not (newest or inputs.pretrained):
+        raise RefusedError(
+            f"no checkpoint of {config.run_name or 'the run'} is complete: start a new run with another --run-name."
+        )

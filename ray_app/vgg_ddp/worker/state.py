@@ -1,0 +1,76 @@
+"""Everything that training changes, which is what a checkpoint contains."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from vgg_ddp.run.files import Row
+from vgg_ddp.worker.ddp import gather_buffers, load_buffers
+from vgg_ddp.worker.metrics import Sums
+from vgg_ddp.worker.optimizers import Optimizers
+
+
+@dataclass
+class TrainState:
+    """Everything that training changes on a rank.
+
+    Attributes:
+        model: the model itself, without DDP.
+        sums: loss, correct predictions, and images of the current epoch.
+        step: optimizer steps taken.
+        epoch_seconds: training time of the current epoch.
+        rows: metrics of the finished epochs, one row each.
+    """
+
+    model: nn.Module
+    optimizers: Optimizers
+    sums: Sums
+    step: int = 0
+    epoch_seconds: float = 0.0
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        """The current epoch, counted from 0."""
+        return len(self.rows)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The state as a checkpoint stores it. A collective (every rank must call it)."""
+        return {
+            "step": self.step,
+            "seconds": self.epoch_seconds,
+            "rows": list(self.rows),
+            "replica": {
+                "parameters": {name: parameter.detach() for name, parameter in self.model.named_parameters()},
+                "buffers": gather_buffers(self.model),
+                "optimizers": self.optimizers.state(),
+            },
+            "sums": self.sums.total(),
+        }
+
+    def restore(self, saved: dict[str, Any], rank: int) -> None:
+        """Continue from a snapshot.
+
+        Raises:
+            ValueError: if the snapshot is from another model.
+        """
+        parameters = dict(self.model.named_parameters())
+        saved_parameters = saved["replica"]["parameters"]
+        shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+        saved_shapes = {name: tuple(parameter.shape) for name, parameter in saved_parameters.items()}
+        if shapes != saved_shapes:
+            name = min(name for name in shapes | saved_shapes if shapes.get(name) != saved_shapes.get(name))
+            shape, saved_shape = shapes.get(name, "missing"), saved_shapes.get(name, "missing")
+            raise ValueError(
+                f"the checkpoint is from another model than the {type(self.model).__name__} that build_model in "
+                f"vgg_ddp/model/build.py builds: {name} is {saved_shape} in the checkpoint, and {shape} in this model"
+            )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(saved_parameters[name])
+        load_buffers(self.model, saved["replica"]["buffers"])
+        self.optimizers.load_state(saved["replica"]["optimizers"])
+        self.step, self.epoch_seconds, self.rows = saved["step"], saved["seconds"], saved["rows"]
+        self.sums.restart_from(saved["sums"], rank)

@@ -1,0 +1,211 @@
+"""The training loop that every DDP worker runs, top to bottom: start reading here.
+
+`train_loop` runs on each of Ray Train's workers, and in each process of torchrun. It sets up the worker (`setup.py`),
+then trains epoch by epoch. `Worker` holds everything that stays the same during training; `TrainState` holds everything
+that changes, which is exactly what a checkpoint contains. Ranks must act together: if one decided alone, the others
+would wait for it in a collective. So every `steps_between_decisions` steps, one all-reduce decides what all ranks do
+next (`decisions.py`).
+"""
+
+import time
+
+import ray.train
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vgg_ddp.job import Job, Outcome, RefusedError
+from vgg_ddp.model.preprocess import halve, normalize
+from vgg_ddp.model.stored import stored_form
+from vgg_ddp.run.files import write_metrics
+from vgg_ddp.weights.model_file import write_model
+from vgg_ddp.worker.ddp import average_buffers, from_all_ranks
+from vgg_ddp.worker.decisions import Decision
+from vgg_ddp.worker.hangs import hung_ranks_named
+from vgg_ddp.worker.metrics import Sums
+from vgg_ddp.worker.optimizers import lr_factor
+from vgg_ddp.worker.setup import Worker, set_up
+from vgg_ddp.worker.state import TrainState
+
+
+def train_loop(settings: dict[str, Job]) -> Outcome:
+    """Train on this worker until the last epoch, or until all ranks agree to end the run."""
+    try:
+        worker, state = set_up(settings["job"])
+    except RefusedError as refusal:
+        return Outcome("refused", str(refusal))
+    with hung_ranks_named(worker.config.collective_timeout_seconds, lambda: state.step):
+        outcome = train(worker, state)
+    worker.saver.wait()
+    if outcome is None and worker.rank == 0 and not worker.saver.failure:
+        worker.saver.write_reliably(lambda: write_results(worker, state))
+    if worker.saver.failure:
+        return Outcome("unsaved", worker.saver.failure, state.step)
+    return outcome or Outcome("finished", step=state.step)
+
+
+def train(worker: Worker, state: TrainState) -> Outcome | None:
+    """Train epoch by epoch; an outcome if the run ends early."""
+    while state.epoch < worker.config.epochs:
+        if outcome := train_epoch(worker, state):
+            return outcome
+    return None
+
+
+def train_epoch(worker: Worker, state: TrainState) -> Outcome | None:
+    """Take the remaining steps of the epoch, evaluate, and save; an outcome if the run ends early."""
+    # Above 0 if the run resumes in the middle of the epoch.
+    first_step = state.step - state.epoch * worker.steps_per_epoch
+    batches = worker.feed.train_batches(state.epoch, first_step)
+    started = time.monotonic() - state.epoch_seconds
+    decision = Decision()
+    for step in range(first_step, worker.steps_per_epoch):
+        is_last = step + 1 == worker.steps_per_epoch
+        decides = is_last or (state.step + 1) % worker.control.steps_between_decisions == 0
+        # Only the step before a decision is timed; it represents the others.
+        worker.telemetry.start_step(measured=decides)
+        images, labels = next(batches)
+        train_step(worker, state, images, labels)
+        state.epoch_seconds = time.monotonic() - started
+        if decides:
+            decision = worker.control.decide()
+            if outcome := act_on(decision, worker, state, is_last):
+                return outcome
+    if outcome := finish_epoch(worker, state, started):
+        return outcome
+    if decision.save or decision.save_at_epoch_end or state.step == worker.total_steps:
+        save(worker, state)
+    return None
+
+
+def train_step(worker: Worker, state: TrainState, images: Tensor, labels: Tensor) -> None:
+    """One optimizer step on this rank's part of a global batch. Nothing here waits for the GPU."""
+    loss_sum, logits = forward(worker, state, worker.ddp_model, images, labels, worker.recipe.label_smoothing)
+    # DDP averages gradients over the ranks; this factor makes the average the gradient of the global batch's mean loss.
+    (loss_sum * (worker.world_size / worker.config.global_batch)).backward()
+    worker.telemetry.mark("communication")
+    state.optimizers.step(lr_factor(worker.recipe, state.step, worker.total_steps))
+    state.sums.add(loss_sum, logits, labels)
+    worker.control.watch(state.step, loss_sum)
+    worker.telemetry.mark("compute")
+    worker.telemetry.end_step()
+    state.step += 1
+
+
+def forward(
+    worker: Worker, state: TrainState, model: nn.Module, images: Tensor, labels: Tensor, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy (scalar, float32) and logits (B, classes) of uint8 images (B, H, W, 3)."""
+    inputs = normalize(images, worker.mean, worker.std, worker.dtype)
+    if state.epoch < worker.config.half_size_epochs:
+        inputs = halve(inputs)
+    worker.telemetry.mark("data")
+    with torch.autocast(worker.device.type, torch.bfloat16, enabled=worker.dtype == torch.bfloat16):
+        logits: Tensor = model(inputs)
+    return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing), logits
+
+
+@torch.no_grad()
+def evaluate(worker: Worker, state: TrainState) -> list[float]:
+    """Sums of loss, correct predictions, and images of the test split; each image counts on one rank. A collective."""
+    average_buffers(state.model)
+    sums = Sums(worker.device)
+    state.model.eval()
+    for images, labels in worker.feed.test_batches():
+        sums.add(*forward(worker, state, state.model, images, labels), labels)
+    state.model.train()
+    return sums.total()
+
+
+def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome | None:
+    """Evaluate and append the epoch's row of metrics. Collectives, and a device-to-host sync."""
+    train_loss, train_correct, train_count = state.sums.total()
+    # `total` waited for the device, so all steps are done now.
+    seconds = time.monotonic() - started
+    test_loss, test_correct, test_count = evaluate(worker, state)
+    if test_count != worker.num_test:
+        if refusal := bad_image(worker, state):
+            return refusal
+        raise RuntimeError(f"evaluated {test_count:.0f} of {worker.num_test} test images: did the files change?")
+    state.rows.append(
+        {
+            "epoch": state.epoch + 1,
+            "step": state.step,
+            "loss": train_loss / train_count,
+            "train_accuracy": train_correct / train_count,
+            "test_loss": test_loss / test_count,
+            "test_accuracy": test_correct / test_count,
+            "lr": lr_at(worker, state.step - 1),
+            "images_per_second": train_count / seconds,
+            "seconds": seconds,
+            "time": time.time(),
+        }
+    )
+    state.epoch_seconds, state.sums = 0.0, Sums(worker.device)
+    worker.telemetry.show(state.rows[-1])
+    if worker.rank == 0:
+        # The driver reads this file for the terminal, TensorBoard, and MLflow.
+        worker.saver.write_if_possible(lambda: write_metrics(worker.run, state.rows))
+    return None
+
+
+def act_on(decision: Decision, worker: Worker, state: TrainState, is_last: bool) -> Outcome | None:
+    """Do what all ranks have decided; an outcome if that ends the run."""
+    worker.telemetry.mark("communication")
+    worker.telemetry.show({"step": state.step, "workers": worker.world_size})
+    if worker.telemetry.progress_is_due():
+        # Only rank 0's loss: a progress bar is not worth a collective. `decide` has just waited for the device.
+        loss = state.sums.own_mean_loss()
+        worker.telemetry.write_progress(state.step, worker.steps_per_epoch, worker.config.global_batch, loss)
+    if decision.bad_step is not None:
+        worker.telemetry.show({"diverged": 1.0})
+        return Outcome("diverged", describe_divergence(worker, decision.bad_step), decision.bad_step)
+    if decision.give_up:
+        return bad_image(worker, state) or Outcome("unsaved", worker.saver.failure or "", state.step)
+    # After the last step of an epoch, `train_epoch` saves once the epoch's metrics are known.
+    save_now = decision.save and not is_last
+    if decision.stop or save_now or (decision.check_preemption and is_being_preempted(worker)):
+        save(worker, state)
+    worker.telemetry.show_rank()
+    return Outcome("stopped", step=state.step) if decision.stop else None
+
+
+def save(worker: Worker, state: TrainState) -> None:
+    """Start to write a checkpoint. A collective."""
+    run = {"precision": worker.precision, "fingerprint": worker.fingerprint}
+    worker.saver.save(state.snapshot() | run)
+    worker.control.mark_saved()
+    worker.telemetry.mark("checkpoint")
+
+
+def write_results(worker: Worker, state: TrainState) -> None:
+    """Write the results of a finished run: all metrics, and the model with its classes and preprocessing."""
+    write_metrics(worker.run, state.rows)
+    stored = stored_form(state.model)
+    write_model(worker.run, stored, worker.config.recipe, worker.class_names, worker.preprocessing)
+
+
+def bad_image(worker: Worker, state: TrainState) -> Outcome | None:
+    """The outcome if any rank found an image that cannot be decoded. A collective."""
+    message = next(filter(None, from_all_ranks(worker.feed.failure)), None)
+    return Outcome("refused", message, state.step) if message else None
+
+
+def is_being_preempted(worker: Worker) -> bool:
+    """Whether a node is about to be preempted, and no checkpoint was saved for that yet. A collective."""
+    info = ray.train.get_preemption_info()
+    return info is not None and worker.control.is_new_preemption(info.preempted_ranks, info.deadline_ms)
+
+
+def lr_at(worker: Worker, step: int) -> float:
+    """The learning rate at a step, as reported in the metrics."""
+    return worker.recipe.lr * lr_factor(worker.recipe, step, worker.total_steps)
+
+
+def describe_divergence(worker: Worker, step: int) -> str:
+    epoch, step_of_epoch = divmod(step, worker.steps_per_epoch)
+    return (
+        f"the loss became nan or infinite in epoch {epoch + 1}, step {step_of_epoch + 1} of {worker.steps_per_epoch} "
+        f"(step {step + 1} of the run), at a learning rate of {lr_at(worker, step):.4g}: start a new run with a lower "
+        "--lr or --precision fp32"
+    )

@@ -1,0 +1,36 @@
+"""What submit.py and the containers of its jobs agree on: names, and how hyperparameters are encoded.
+
+`client/` and `container/` both import this module; neither imports the other.
+"""
+
+import json
+
+COORDINATOR_GROUP = "coordinator"
+DATA_CHANNEL = "training"
+# The environment variable with the time that hosts wait for each other, in seconds.
+JOIN_SECONDS = "VGG_JOIN_SECONDS"
+# Next to launch.py, written by submit.py: every host of the job has it, and the job's description does not contain it.
+SECRET_FILE = "job-secret"
+
+
+def encode(value: str) -> str:
+    """Encode a hyperparameter's value so that it reaches the container unchanged.
+
+    In the container, the SDK's scripts (checked with 3.27) decode JSON once and write `export SM_HP_NAME='value'` for
+    bash: an apostrophe would end the quotes, and bash would run the rest. SageMaker itself rejects line breaks. JSON,
+    encoded twice, contains neither.
+
+    Unnecessary once environment.py of the SDK quotes these values, for example with shlex.quote; no issue asks for it
+    yet. test_contract.py fails once it does.
+    """
+    if value.isprintable() and "'" not in value:
+        return value
+    once = json.dumps(value).replace("'", "\\u0027")
+    return json.dumps(once)
+
+
+def decode(value: object) -> str:
+    """Undo `encode`, and the JSON quotes that the SDK's tuner puts around choices."""
+    while isinstance(value, str) and len(value) > 1 and value.startswith('"') and value.endswith('"'):
+        value = json.loads(value)
+    return str(value)

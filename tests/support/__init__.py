@@ -1,0 +1,1 @@
+"""Shared by several tests: commands, simulated containers, namespace hosts, fake AWS services."""

@@ -1,0 +1,198 @@
+"""An AWS account whose EC2 instances boot: moto's API, and a host in a network namespace for each running instance.
+
+Every call is recorded with its caller: the laptop, the head, or a worker, distinguished by their access keys. The head
+and the workers get their keys from the instance metadata service, as the role of their instance profile.
+"""
+
+import io
+import json
+import re
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import boto3
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from support import ssh_hosts
+from support.command import ROOT, free_port
+from support.imds import INTERRUPTION
+
+REGION = "us-west-2"
+STACK = "vgg-test"
+IMAGE_PARAMETER = "/images/newest"
+LAPTOP, HEAD, WORKER, AWS = "LAPTOP", "HEAD", "WORKER", "AWS"
+SSH_CIDR = "203.0.113.7/32"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One API call: its caller, its action, and its parameters in the query protocol."""
+
+    caller: str
+    action: str
+    parameters: dict[str, str]
+
+
+class _Quiet(WSGIRequestHandler):
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - the base class's names
+        """Print nothing; the base class writes to stderr."""
+
+
+@dataclass
+class Account:
+    """The account, its one stack, and its instances."""
+
+    network: ssh_hosts.Network
+    endpoint: str
+    calls: list[Call] = field(default_factory=list)
+    outputs: dict[str, str] = field(default_factory=dict)
+
+    def client(self, service: str, caller: str = AWS) -> Any:
+        return boto3.client(service, region_name=REGION, **self.credentials(caller), endpoint_url=self.endpoint)
+
+    @staticmethod
+    def credentials(caller: str) -> dict[str, str]:
+        return {"aws_access_key_id": caller, "aws_secret_access_key": "secret"}
+
+    def instances(self, *states: str) -> list[dict[str, Any]]:
+        """Instances in these states; all instances if none is given."""
+        filters = [{"Name": "instance-state-name", "Values": list(states)}] if states else []
+        reservations = self.client("ec2").describe_instances(Filters=filters)["Reservations"]
+        return [instance for reservation in reservations for instance in reservation["Instances"]]
+
+    def workers(self) -> list[ssh_hosts.Host]:
+        """Hosts of the running spot instances."""
+        spot = [one["InstanceId"] for one in self.instances("running") if one.get("InstanceLifecycle") == "spot"]
+        return [self.network.hosts[name] for name in spot if name in self.network.hosts]
+
+    def announce_interruption(self, host: ssh_hosts.Host, seconds: float) -> None:
+        """Announce in the instance metadata that EC2 will reclaim the instance in `seconds`, and then terminate it."""
+        at = datetime.now(UTC) + timedelta(seconds=seconds)
+        file = host.folder / "imds" / INTERRUPTION
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps({"action": "terminate", "time": at.strftime("%Y-%m-%dT%H:%M:%SZ")}))
+        terminate = self.client("ec2").terminate_instances
+        timer = threading.Timer(seconds, terminate, kwargs={"InstanceIds": [host.name]})
+        timer.daemon = True
+        timer.start()
+
+    def actions_of(self, caller: str) -> set[str]:
+        return {call.action for call in self.calls if call.caller == caller}
+
+    def parameters(self, action: str) -> list[dict[str, str]]:
+        return [call.parameters for call in self.calls if call.action == action and call.caller != AWS]
+
+
+def _recorder(application: Callable[..., Any], calls: list[Call]) -> Callable[..., Any]:
+    """Wrap an application to record its calls."""
+
+    def answer(environ: dict[str, Any], start_response: Any) -> Any:
+        authorization = environ.get("HTTP_AUTHORIZATION", "")
+        found = re.search(r"Credential=(\w+)/\d+/[\w-]+/([\w-]+)/", authorization)
+        if found:
+            caller, service = found.groups()
+            parameters: dict[str, str] = {}
+            # S3 requests do not name an action.
+            action = environ["REQUEST_METHOD"]
+            if service != "s3":
+                body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                environ["wsgi.input"] = io.BytesIO(body)
+                parameters = dict(urllib.parse.parse_qsl(body.decode()))
+                action = parameters.get("Action") or environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
+            calls.append(Call(caller, f"{service}:{action}", parameters))
+            if action == "RunInstances":
+                # EC2 launches as many instances as its capacity allows, up to the maximum; moto launches the minimum.
+                full = parameters | {"MinCount": parameters["MaxCount"]}
+                body = urllib.parse.urlencode(full).encode()
+                environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        return application(environ, start_response)
+
+    return answer
+
+
+@contextmanager
+def account() -> Iterator[Account]:
+    """An account with the stack of infra.yaml, whose instances boot and terminate."""
+    with ssh_hosts.network() as network:
+        port = free_port()
+        made = Account(network, f"http://{network.gateway}:{port}")
+        application = _recorder(DomainDispatcherApplication(create_backend_app), made.calls)
+        server = make_server(network.gateway, port, application, threaded=True, request_handler=_Quiet)
+        serving = threading.Thread(target=server.serve_forever, daemon=True)
+        serving.start()
+        _deploy(made)
+        stop = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            keeping = pool.submit(_keep_hosts, made, stop)
+            try:
+                yield made
+            finally:
+                stop.set()
+                # Raises the exception of that thread, if any.
+                keeping.result()
+                server.shutdown()
+                serving.join()
+
+
+def _deploy(made: Account) -> None:
+    """Create a network with subnets in two zones, the stack, and the parameter in which render.py finds the image."""
+    ec2 = made.client("ec2")
+    network = made.network
+    vpc = ec2.create_vpc(CidrBlock=f"{network.prefix}.0/24")["Vpc"]["VpcId"]
+    subnets = []
+    for cidr, zone in ((f"{network.prefix}.0/25", "a"), (f"{network.prefix}.128/25", "b")):
+        made_subnet = ec2.create_subnet(VpcId=vpc, CidrBlock=cidr, AvailabilityZone=REGION + zone)["Subnet"]
+        subnets.append(made_subnet["SubnetId"])
+    parameters = {"VpcId": vpc, "SubnetIds": ",".join(subnets), "SshCidr": SSH_CIDR}
+    formation = made.client("cloudformation")
+    formation.create_stack(
+        StackName=STACK,
+        TemplateBody=(ROOT / "cluster" / "infra.yaml").read_text(),
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+        Capabilities=["CAPABILITY_IAM"],
+    )
+    stack = formation.describe_stacks(StackName=STACK)["Stacks"][0]
+    made.outputs |= {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
+    image = next(image for image in ec2.describe_images()["Images"] if image["Architecture"] == "x86_64")
+    made.client("ssm").put_parameter(Name=IMAGE_PARAMETER, Value=image["ImageId"], Type="String")
+
+
+def _keep_hosts(made: Account, stop: threading.Event) -> None:
+    """Boot a host for each running instance, and power off the hosts whose instances no longer run."""
+    network = made.network
+    while not stop.wait(0.3):
+        running = {instance["InstanceId"]: instance for instance in made.instances("running")}
+        for name in set(network.hosts) - set(running):
+            network.power_off(name)
+        for name, instance in running.items():
+            if name not in network.hosts:
+                _boot(made, name, instance)
+
+
+def _boot(made: Account, name: str, instance: dict[str, Any]) -> None:
+    key = made.client("ec2").describe_key_pairs(KeyNames=[instance["KeyName"]], IncludePublicKey=True)["KeyPairs"][0]
+    # Not from the profile: moto sets it only on the first instance of a request, and with a delay.
+    caller = WORKER if instance.get("InstanceLifecycle") == "spot" else HEAD
+    expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 6 * 3600))
+    role = {"Code": "Success", "Type": "AWS-HMAC", "AccessKeyId": caller, "SecretAccessKey": "secret"}
+    role |= {"Token": "token", "LastUpdated": "2026-01-01T00:00:00Z", "Expiration": expiry}
+    metadata = {
+        "latest/meta-data/instance-id": name,
+        "latest/meta-data/placement/region": REGION,
+        f"latest/meta-data/iam/security-credentials/{caller.lower()}-role": json.dumps(role),
+    }
+    made.network.boot(
+        name,
+        instance["PrivateIpAddress"],
+        public_key=key["PublicKey"].strip() + "\n",
+        environment={"AWS_ENDPOINT_URL": made.endpoint},
+        metadata=metadata,
+    )

@@ -1,0 +1,108 @@
+"""A proxy on loopback that injects faults into S3: throttling, errors, stalls, dropped connections."""
+
+import http.client
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+HOP_HEADERS = {"connection", "transfer-encoding", "content-length", "expect", "server", "date"}
+THROTTLED = (503, "SlowDown")
+BROKEN = (500, "InternalError")
+FORBIDDEN = (403, "AccessDenied")
+DROPPED = (0, "the connection is closed without a response")
+STALLED = (0, "the connection stays open without a response")
+STALL_SECONDS = 30.0
+Fault = tuple[int, str]
+
+
+class FaultProxy:
+    """Which requests fail, and how.
+
+    Attributes:
+        choose: maps a request's method and path to a fault, or to None to forward the request.
+        faults: the number of requests that failed.
+    """
+
+    def __init__(self) -> None:
+        self.choose: Callable[[str, str], Fault | None] = lambda _method, _path: None
+        self.faults = 0
+        self.lock = threading.Lock()
+
+
+class FaultHandler(BaseHTTPRequestHandler):
+    """Answers a request with the fault that the proxy chose, or forwards it."""
+
+    proxy: FaultProxy
+    host: str
+    ended: threading.Event
+    protocol_version = "HTTP/1.1"
+
+    def handle_any(self) -> None:
+        body = self.read_body()
+        with self.proxy.lock:
+            fault = self.proxy.choose(self.command, self.path)
+            self.proxy.faults += fault is not None
+        if fault == STALLED:
+            self.ended.wait(STALL_SECONDS)
+        if fault in (STALLED, DROPPED):
+            self.close_connection = True
+            return
+        if fault:
+            status, code = fault
+            self.answer(status, [], f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode())
+            return
+        connection = http.client.HTTPConnection(self.host, timeout=60)
+        forwarded = {name: value for name, value in self.headers.items() if name.lower() not in HOP_HEADERS}
+        connection.request(self.command, self.path, body, forwarded)
+        response = connection.getresponse()
+        content = response.read()
+        headers = [(name, value) for name, value in response.getheaders() if name.lower() not in HOP_HEADERS]
+        length = response.getheader("Content-Length")
+        self.answer(response.status, headers, content, length)
+        connection.close()
+
+    def read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        chunks = []
+        while size := int(self.rfile.readline(), 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(chunks)
+
+    def answer(self, status: int, headers: list[tuple[str, str]], body: bytes, length: str | None = None) -> None:
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        # A response to HEAD states the length of the body that it omits.
+        self.send_header("Content-Length", length if self.command == "HEAD" and length else str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = handle_any  # noqa: N815 - names from http.server
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@contextmanager
+def fault_proxy(upstream: str) -> Iterator[tuple[FaultProxy, str]]:
+    """Run a proxy in front of S3; yield it and its endpoint."""
+    proxy = FaultProxy()
+    ended = threading.Event()
+    host = urlsplit(upstream).netloc
+    handler = type("Handler", (FaultHandler,), {"proxy": proxy, "host": host, "ended": ended})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield proxy, f"http://127.0.0.1:{server.server_port}"
+    finally:
+        ended.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,250 @@
+"""The cluster files, parsed as Ray and CloudFormation parse them."""
+
+import gzip
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import moto
+import pytest
+import ray
+import yaml
+from packaging.requirements import Requirement
+
+from support.command import ROOT
+from vgg_ddp.driver.signals import SECONDS_TO_SAVE
+
+CLUSTER = ROOT / "cluster"
+SCHEMA = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+AWS = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
+NODE_TYPES: dict[str, dict[str, Any]] = {
+    name: node_type["node_config"] for name, node_type in AWS["available_node_types"].items()
+}
+
+
+class _Template(yaml.SafeLoader):
+    """CloudFormation's YAML: a tag such as !Sub becomes {"Sub": ...}."""
+
+
+def _function(loader: _Template, suffix: str, node: yaml.Node) -> dict[str, Any]:
+    if isinstance(node, yaml.SequenceNode):
+        return {suffix: loader.construct_sequence(node, deep=True)}
+    assert isinstance(node, yaml.ScalarNode)
+    return {suffix: loader.construct_scalar(node)}
+
+
+_Template.add_multi_constructor("!", _function)
+INFRA = yaml.load((CLUSTER / "infra.yaml").read_text(), Loader=_Template)
+RESOURCES: dict[str, dict[str, Any]] = INFRA["Resources"]
+
+
+def statements() -> list[dict[str, Any]]:
+    """All statements that grant a permission to a role."""
+    roles = [RESOURCES[name]["Properties"] for name in ("HeadRole", "WorkerRole")]
+    documents = [policy["PolicyDocument"] for role in roles for policy in role.get("Policies", [])]
+    documents.append(RESOURCES["BucketAccess"]["Properties"]["PolicyDocument"])
+    return [statement for document in documents for statement in document["Statement"]]
+
+
+def test_aws_yaml_matches_the_schema_of_rays_launcher() -> None:
+    jsonschema.validate(AWS, SCHEMA)
+
+
+def test_template_passes_cfn_lint() -> None:
+    command = [str(Path(sys.executable).with_name("cfn-lint")), str(CLUSTER / "infra.yaml")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_placeholder_in_aws_yaml_is_a_stack_output_or_the_image() -> None:
+    placeholders = set(re.findall(r"<(\w+)>", (CLUSTER / "aws.yaml").read_text()))
+    assert placeholders == set(INFRA["Outputs"]) - {"Bucket"} | {"ImageId"}
+
+
+@pytest.mark.parametrize("name", NODE_TYPES)
+def test_every_node_requires_imdsv2_and_has_encrypted_gp3_disks(name: str) -> None:
+    node = NODE_TYPES[name]
+    assert node["MetadataOptions"] == {
+        "HttpEndpoint": "enabled",
+        "HttpTokens": "required",
+        "HttpPutResponseHopLimit": 1,
+    }
+    for disk in node["BlockDeviceMappings"]:
+        assert (disk["Ebs"]["VolumeType"], disk["Ebs"]["Encrypted"]) == ("gp3", True)
+        assert disk["Ebs"]["DeleteOnTermination"] is True
+
+
+def test_head_is_on_demand_and_runs_no_tasks_and_up_to_four_workers_are_spot_instances() -> None:
+    types = AWS["available_node_types"]
+    assert AWS["head_node_type"] == "head"
+    assert types["head"]["resources"] == {"CPU": 0}
+    assert types["head"]["max_workers"] == 0
+    assert "InstanceMarketOptions" not in NODE_TYPES["head"]
+    assert all(
+        node["InstanceMarketOptions"]["MarketType"] == "spot" for name, node in NODE_TYPES.items() if name != "head"
+    )
+    assert {name: (kind.get("min_workers", 0), kind["max_workers"]) for name, kind in types.items()} == {
+        "head": (0, 0),
+        "g6_spot": (0, 4),
+        "g5_spot": (0, 0),
+        "efa_spot": (0, 0),
+    }
+
+
+def test_worker_resources_match_their_instance_types() -> None:
+    # EC2's description of its instance types, as shipped with moto.
+    shipped = Path(moto.__file__).parent / "ec2" / "resources" / "instance_types.json.gz"
+    described = json.loads(gzip.decompress(shipped.read_bytes()))
+    for name, node_type in AWS["available_node_types"].items():
+        if name != "head":
+            instance = described[node_type["node_config"]["InstanceType"]]
+            (gpus,) = instance["GpuInfo"]["Gpus"]
+            assert node_type["resources"] == {"CPU": instance["VCpuInfo"]["DefaultVCpus"], "GPU": gpus["Count"]}
+
+
+def test_only_the_head_has_the_role_that_launches_instances() -> None:
+    profiles = {name: node["IamInstanceProfile"]["Name"] for name, node in NODE_TYPES.items()}
+    assert profiles.pop("head") == "<HeadProfile>"
+    assert set(profiles.values()) == {"<WorkerProfile>"}
+    assert RESOURCES["WorkerRole"]["Properties"].get("Policies") is None
+    assert RESOURCES["WorkerRole"]["Properties"]["ManagedPolicyArns"] == [{"Ref": "BucketAccess"}]
+
+
+def test_dashboard_is_on_loopback_and_the_token_is_required_from_the_start() -> None:
+    starts = [
+        command for key in ("head", "worker") for command in AWS[f"{key}_start_ray_commands"] if "ray start" in command
+    ]
+    assert len(starts) == 2
+    for command in starts:
+        assert command.index("export RAY_AUTH_MODE=token") < command.index("ray start")
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+
+
+def test_stopped_job_has_time_to_save_a_checkpoint() -> None:
+    local = yaml.safe_load((CLUSTER / "local.yaml").read_text())
+    for commands in (AWS["head_start_ray_commands"], local["head_start_ray_commands"]):
+        (start,) = [command for command in commands if "ray start" in command]
+        waits = re.search(r"export .*RAY_JOB_STOP_WAIT_TIME_S=(\d+)\b.*;.*ray start", start)
+        assert waits and int(waits[1]) > SECONDS_TO_SAVE
+    job = yaml.safe_load((CLUSTER / "kuberay.yaml").read_text())
+    (container,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    (wait,) = [entry["value"] for entry in container["env"] if entry["name"] == "RAY_JOB_STOP_WAIT_TIME_S"]
+    assert int(wait) > SECONDS_TO_SAVE
+
+
+def test_code_is_not_mounted() -> None:
+    packages = {"requirements-train.txt", "constraints.txt"}
+    assert set(AWS["file_mounts"].values()) == {"~/.ray/auth_token", "cluster/spot_agent.py"} | packages
+
+
+@pytest.mark.parametrize("name", ["aws.yaml", "local.yaml"])
+def test_nodes_install_only_what_training_needs_in_exact_versions(name: str) -> None:
+    config = yaml.safe_load((CLUSTER / name).read_text())
+    commands = config["setup_commands"] + config.get("head_setup_commands", [])
+    installs = [command for command in commands if "pip install" in command]
+    mounted = {Path(remote).name: local for remote, local in config["file_mounts"].items()}
+    for command in installs:
+        assert command.startswith("cd ~/vgg-ddp-node &&")
+        assert command.endswith(f" -c {mounted['constraints.txt']}")
+    assert f" -r {mounted['requirements-train.txt']} " in installs[0]
+    # Ray's autoscaler on AWS.
+    assert [" boto3 " in command for command in installs[1:]] == [True] * (name == "aws.yaml")
+
+
+@pytest.mark.parametrize("has_venv", [True, False])
+def test_new_node_gets_a_virtual_environment_even_while_apt_is_busy(has_venv: bool, tmp_path: Path) -> None:
+    (command,) = [command for command in AWS["setup_commands"] if "-m venv" in command]
+    programs = {
+        # As on Debian: without the package python3-venv, venv leaves an incomplete environment.
+        "python3": "mkdir -p ~/vgg-ddp/bin; test -e ~/has_venv && install -m 755 /dev/null ~/vgg-ddp/bin/pip",
+        "sudo": 'echo "$@" >> ~/calls; "$@"',
+        # Only the third update gets the lock.
+        "apt-get": 'case "$*" in update) test $(wc -l < ~/calls) = 3;; *) touch ~/has_venv;; esac',
+        "sleep": "true",
+    }
+    for name, script in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.touch()
+    if has_venv:
+        (tmp_path / "has_venv").touch()
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    # `ray up` runs the command each time.
+    for _ in range(2):
+        assert subprocess.run(["bash", "-c", command], env=environment).returncode == 0
+    assert (tmp_path / "vgg-ddp" / "bin" / "pip").exists()
+    install = "apt-get -o DPkg::Lock::Timeout=300 install -y python3-venv"
+    assert calls.read_text().splitlines() == ([] if has_venv else ["apt-get update"] * 3 + [install])
+
+
+def test_only_ssh_from_one_network_is_allowed() -> None:
+    rules = RESOURCES["SecurityGroup"]["Properties"]["SecurityGroupIngress"]
+    assert [(rule["FromPort"], rule["ToPort"], rule["CidrIp"]) for rule in rules] == [(22, 22, {"Ref": "SshCidr"})]
+    others = [name for name, resource in RESOURCES.items() if resource["Type"] == "AWS::EC2::SecurityGroupIngress"]
+    assert others == ["FromNodes"]
+    assert RESOURCES["FromNodes"]["Properties"]["SourceSecurityGroupId"] == {"Ref": "SecurityGroup"}
+    pattern = INFRA["Parameters"]["SshCidr"]["AllowedPattern"]
+    assert re.fullmatch(pattern, "203.0.113.7/32")
+    assert not re.fullmatch(pattern, "0.0.0.0/0")
+    assert "Default" not in INFRA["Parameters"]["SshCidr"]
+
+
+def test_roles_have_no_wildcard_actions_or_resources() -> None:
+    for statement in statements():
+        actions = statement["Action"]
+        assert "*" not in "".join([actions] if isinstance(actions, str) else actions)
+        if statement["Resource"] == "*":
+            assert statement["Action"] == "ec2:DescribeInstances"
+    for name in ("HeadRole", "WorkerRole"):
+        assert RESOURCES[name]["Properties"]["ManagedPolicyArns"] == [{"Ref": "BucketAccess"}]
+
+
+def test_head_can_only_change_instances_of_its_own_cluster() -> None:
+    by_id = {statement["Sid"]: statement for statement in statements()}
+    own = {"StringEquals": {"aws:ResourceTag/ray-cluster-name": {"Ref": "AWS::StackName"}}}
+    assert by_id["OwnInstances"]["Condition"] == own
+    assert all("Condition" in by_id[name] for name in ("LaunchWorkers", "LaunchWithEncryptedDisks", "TagAtLaunch"))
+    assert by_id["PassWorkerRole"]["Resource"] == {"GetAtt": "WorkerRole.Arn"}
+
+
+def test_bucket_is_encrypted_private_and_retained() -> None:
+    bucket = RESOURCES["Bucket"]
+    assert bucket["DeletionPolicy"] == "Retain"
+    properties = bucket["Properties"]
+    (rule,) = properties["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+    assert rule == {"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
+    assert set(properties["PublicAccessBlockConfiguration"].values()) == {True}
+    assert properties["LifecycleConfiguration"]["Rules"]
+
+
+def test_local_yaml_matches_the_schema_and_starts_like_aws_yaml() -> None:
+    local = yaml.safe_load((CLUSTER / "local.yaml").read_text())
+    jsonschema.validate(local, SCHEMA)
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        (start,) = [command for command in local[key] if "ray start" in command]
+        assert start.index("export RAY_AUTH_MODE=token") < start.index("ray start")
+    assert "--dashboard-host=127.0.0.1" in local["head_start_ray_commands"][1]
+    assert set(local["file_mounts"].values()) == {"~/.ray/auth_token", "requirements-train.txt", "constraints.txt"}
+
+
+def test_kubernetes_job_runs_the_same_command_with_a_token_on_the_same_ray_version() -> None:
+    job = yaml.safe_load((CLUSTER / "kuberay.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert re.match(r"python \S*ray_app/main\.py ", job["spec"]["entrypoint"])
+    cluster = job["spec"]["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    (pin,) = [line for line in (ROOT / "requirements-train.txt").read_text().splitlines() if line.startswith("ray[")]
+    assert Requirement(pin).specifier.contains(cluster["rayVersion"])
+    assert f"rayproject/ray:{cluster['rayVersion']}-" in (CLUSTER / "kuberay.yaml").read_text()
+    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
+    (workers,) = cluster["workerGroupSpecs"]
+    assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
+    for group in (cluster["headGroupSpec"], workers):
+        (container,) = group["template"]["spec"]["containers"]
+        # Ray uses a container's limits as the node's resources.
+        assert container["resources"]["requests"] == container["resources"]["limits"]

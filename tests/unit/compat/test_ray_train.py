@@ -1,0 +1,55 @@
+"""Ray's trainer without unused actors, and the fallback to its normal behavior if its private modules have moved."""
+
+import importlib
+import sys
+from typing import Any
+
+import pytest
+from ray.exceptions import OutOfMemoryError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from vgg_ddp.compat import ray_train
+from vgg_ddp.compat.ray_train import CLEANER, DATASETS, LeanTrainer, TolerantBackend, torch_config
+from vgg_ddp.driver import trainer
+
+
+def names(of: TorchTrainer) -> set[str]:
+    return {type(callback).__name__ for callback in of._create_default_callbacks()}
+
+
+def test_trainer_omits_actors_or_falls_back(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    plain = names(TorchTrainer(print))
+    assert plain - names(LeanTrainer(print, own_cluster=False)) == {"DatasetsCallback"}
+    assert plain - names(LeanTrainer(print, own_cluster=True)) == {"DatasetsCallback", "PlacementGroupCleanerCallback"}
+    assert not caplog.records
+    for module, _ in (DATASETS, CLEANER):
+        monkeypatch.setitem(sys.modules, module, None)
+    for _ in range(2):
+        assert names(LeanTrainer(print, own_cluster=True)) == plain
+    assert len(caplog.records) == 2
+
+
+def test_driver_imports_without_private_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.startswith("ray.") and "._internal" in name]:
+        monkeypatch.setitem(sys.modules, module, None)
+    for module in (ray_train, trainer):
+        package, _, name = module.__name__.rpartition(".")
+        # Also restores the attribute of the package afterwards.
+        monkeypatch.setattr(sys.modules[package], name, module)
+        monkeypatch.delitem(sys.modules, module.__name__)
+        assert importlib.import_module(module.__name__) is not module
+
+
+def test_backend_tolerates_workers_killed_for_memory_or_falls_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OutOfMemoryError("killed")
+
+    assert torch_config(30).backend_cls is TolerantBackend and torch_config(30).timeout_s == 30
+    assert not caplog.records
+    monkeypatch.setattr(TorchConfig().backend_cls, "on_shutdown", fail)
+    TolerantBackend().on_shutdown(None, None)
+    monkeypatch.setattr(TorchConfig, "backend_cls", None)
+    assert type(ray_train.torch_config(30)) is TorchConfig
+    assert len(caplog.records) == 1

@@ -1,0 +1,92 @@
+"""The driver's checks and decisions before it starts the workers."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support.command import ROOT
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.data.dataset import Dataset, Split
+from vgg_ddp.driver.launch import launch, with_batch_size
+from vgg_ddp.flags import UsageError
+from vgg_ddp.run.files import Row, write_config, write_metrics
+from vgg_ddp.run.runs import Run
+from vgg_ddp.run.storage import Folder
+
+
+def test_driver_imports_ray_only_after_it_has_prepared_the_environment() -> None:
+    # Ray reads some settings on import: without them, its processes would not listen only on loopback.
+    program = "import sys, vgg_ddp.driver.launch; print({'ray', 'torch'} & set(sys.modules))"
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=ROOT / "ray_app", capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout == "set()\n"
+
+
+def make_dataset(train_images: int) -> Dataset:
+    train = Split(np.zeros((train_images, 32, 32, 3), np.uint8), np.zeros(train_images, np.int64))
+    return Dataset("blank", train, train, ("only",), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def test_batch_may_not_exceed_the_training_images(run: Folder) -> None:
+    given = Run(TrainConfig(batch_size=8), "run", run, exists=False)
+    assert with_batch_size(given, make_dataset(8), 4) == given
+    with pytest.raises(UsageError, match="--batch-size 8: there are only 7 training images"):
+        with_batch_size(given, make_dataset(7), 4)
+
+
+@pytest.mark.parametrize(
+    ("num_train", "num_workers", "expected"),
+    [(50_000, 1, 512), (50_000, 4, 512), (50_000, 3, 510), (50_000, 600, 1200), (1000, 4, 100), (45, 3, 6), (8, 4, 8)],
+)
+def test_default_batch_splits_evenly_into_at_least_ten_steps(
+    run: Folder, num_train: int, num_workers: int, expected: int
+) -> None:
+    unset = Run(TrainConfig(num_workers=num_workers), "run", run, exists=False)
+    assert with_batch_size(unset, make_dataset(num_train), num_workers).config.batch_size == expected
+
+
+def test_default_batch_comes_from_the_recipe(run: Folder) -> None:
+    unset = Run(TrainConfig(num_workers=3, recipe="classic"), "run", run, exists=False)
+    assert with_batch_size(unset, make_dataset(50_000), 3).config.batch_size == 126
+
+
+def test_more_workers_than_images_are_rejected(run: Folder) -> None:
+    unset = Run(TrainConfig(num_workers=9), "run", run, exists=False)
+    with pytest.raises(
+        UsageError, match=r"9 worker\(s\) need a batch of 18 images, but there are only 7 training images"
+    ):
+        with_batch_size(unset, make_dataset(7), 9)
+
+
+def test_ray_workers_are_refused_under_torchrun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(UsageError, match="--num-workers 4: torchrun has started the workers; omit this flag"):
+        launch(TrainConfig(num_workers=4, storage_path=str(tmp_path)), [], 0.0)
+
+
+def test_finished_run_is_not_trained_again(
+    run: Folder, make_rows: Callable[[int], list[Row]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--run-name", "run", "--epochs", "2", "--storage-path", str(Path(run.path).parent)]
+    config = TrainConfig(run_name="run", epochs=2, storage_path=str(Path(run.path).parent))
+    write_config(run, config.to_dict())
+    write_metrics(run, make_rows(2))
+    run.write("model.safetensors", b"")
+    files = run.names()
+    assert launch(config, arguments, 0.0) == 0
+    printed = capsys.readouterr().out
+    assert "Run run is already finished" in printed
+    assert f"test accuracy      {make_rows(2)[1]['test_accuracy']:.2%}" in printed
+    assert run.names() == files
+
+
+@pytest.mark.parametrize("data", ["no/such/folder", "nosuch://bucket"])
+def test_missing_data_is_reported_before_a_run_folder_is_created(tmp_path: Path, data: str) -> None:
+    config = TrainConfig(data=data, storage_path=str(tmp_path / "runs"))
+    with pytest.raises(UsageError, match=f"--data .*{data}"):
+        launch(config, [], 0.0)
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,42 @@
+"""The environment variables that the driver sets for Ray."""
+
+import os
+
+import pytest
+
+from vgg_ddp.driver.ray_environment import LOCAL, PACKAGE, prepare
+
+WAIT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+
+
+@pytest.fixture(autouse=True)
+def empty_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+
+
+def test_elastic_run_does_not_wait_long_for_a_lost_machine() -> None:
+    for elastic, seconds in ((False, "1200"), (True, "10")):
+        os.environ.clear()
+        assert prepare("head:6379", elastic=elastic) == "head:6379"
+        assert os.environ[WAIT] == seconds
+
+
+def test_address_comes_from_the_flag_or_the_environment_or_a_cluster_is_started() -> None:
+    assert prepare(None) == LOCAL
+    os.environ["RAY_ADDRESS"] = "other:6379"
+    assert prepare(None) == "other:6379"
+    assert prepare("head:6379") == "head:6379"
+
+
+def test_user_settings_are_kept() -> None:
+    os.environ |= {WAIT: "3600", "PYTHONPATH": "mine"}
+    prepare(None)
+    assert os.environ[WAIT] == "3600"
+    assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(PACKAGE.parent), "mine"]
+
+
+def test_only_an_own_cluster_is_restricted_to_loopback() -> None:
+    prepare("head:6379")
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ and "PYTHONPATH" not in os.environ
+    prepare(None)
+    assert os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"

@@ -1,0 +1,69 @@
+"""The event file, read by TensorBoard itself."""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from support.command import free_port, wait_until
+from vgg_ddp.observe.tensorboard import EVENTS_FILE, TAGS, write_events
+from vgg_ddp.run.files import Row
+from vgg_ddp.run.storage import Folder
+
+MakeRows = Callable[[int], list[Row]]
+
+
+def ask(url: str) -> Any:
+    """The response of a server that may not be ready, or may not have found the run yet."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return json.load(response)
+    except OSError:
+        return None
+
+
+def test_tensorboard_reads_every_value_of_every_epoch_once(run: Folder, make_rows: MakeRows) -> None:
+    for epochs in (1, 2, 3):
+        write_events(run, make_rows(epochs))
+    accumulator = EventAccumulator(run.path)
+    accumulator.Reload()
+    assert set(accumulator.Tags()["scalars"]) == set(TAGS.values())
+    for name, tag in TAGS.items():
+        read = [(event.step, event.value, event.wall_time) for event in accumulator.Scalars(tag)]
+        assert read == [(row["epoch"], pytest.approx(row[name]), row["time"]) for row in make_rows(3)]
+
+
+def test_longer_file_starts_with_the_shorter_one(run: Folder, make_rows: MakeRows) -> None:
+    write_events(run, make_rows(2))
+    shorter = run.read(EVENTS_FILE)
+    write_events(run, make_rows(3))
+    assert run.read(EVENTS_FILE).startswith(shorter)
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_new_epochs_of_a_running_run(run: Folder, make_rows: MakeRows, tmp_path: Path) -> None:
+    port = free_port()
+    command = [Path(sys.executable).with_name("tensorboard"), "--logdir", tmp_path / "runs", "--port", port]
+    command += ["--reload_interval", 1]
+    write_events(run, make_rows(1))
+    url = f"http://127.0.0.1:{port}/data/plugin/scalars/scalars?run=run&tag=accuracy/test"
+
+    def shows(epochs: int) -> bool:
+        expected = [[row["time"], row["epoch"], pytest.approx(row["test_accuracy"])] for row in make_rows(epochs)]
+        return bool(ask(url) == expected)
+
+    with subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
+        try:
+            wait_until(lambda: shows(1), seconds=60)
+            write_events(run, make_rows(2))
+            wait_until(lambda: shows(2), seconds=20)
+        finally:
+            server.terminate()

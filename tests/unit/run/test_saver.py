@@ -1,0 +1,111 @@
+"""Files that are written during training."""
+
+import threading
+
+import pytest
+import torch
+
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run import saver as saving
+from vgg_ddp.run.saver import Saver
+from vgg_ddp.run.storage import Folder
+
+
+def make_state(step: int, weight: torch.Tensor) -> checkpoint.State:
+    return {"step": step, "replica": {"parameters": {"weight": weight}}}
+
+
+def test_saved_state_is_a_snapshot(run: Folder) -> None:
+    saver = Saver(run, rank=0)
+    weight = torch.zeros(200_000)
+    for step in range(1, 5):
+        weight.fill_(step)
+        saver.save(make_state(step, weight))
+        weight.fill_(-1.0)
+    saver.wait()
+    names = checkpoint.list_names(run)
+    assert [checkpoint.read(run, name)["step"] for name in names] == [4, 3]
+    for name, step in zip(names, (4, 3), strict=True):
+        saved = checkpoint.read(run, name)["replica"]["parameters"]["weight"]
+        assert torch.equal(saved, torch.full((200_000,), float(step)))
+
+
+def test_only_rank_zero_writes(run: Folder) -> None:
+    saver = Saver(run, rank=1)
+    saver.save(make_state(1, torch.zeros(3)))
+    saver.wait()
+    assert not run.exists()
+
+
+def block(run: Folder) -> Folder:
+    """Put a file in place of the run folder; return the parent folder."""
+    parent = Folder(run.filesystem, run.path.rpartition("/")[0])
+    parent.write("run", b"")
+    return parent
+
+
+def test_repeated_write_failure_is_recorded(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "RETRY_DELAYS", (0.01, 0.01))
+    parent = block(run)
+    saver = Saver(run, rank=0)
+    saver.save(make_state(1, torch.zeros(3)))
+    saver.wait()
+    assert saver.failure
+    assert saver.failure.startswith(f"{run} cannot be written: ")
+    # The run ends without another attempt.
+    parent.delete("run")
+    saver.save(make_state(2, torch.zeros(3)))
+    saver.wait()
+    assert not run.exists()
+
+
+def test_write_that_fails_at_first_is_retried(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "RETRY_DELAYS", (0.2,) * 50)
+    parent = block(run)
+    saver = Saver(run, rank=0)
+    saver.save(make_state(1, torch.zeros(3)))
+    parent.delete("run")
+    saver.wait()
+    assert saver.failure is None
+    assert len(checkpoint.list_names(run)) == 1
+
+
+def test_optional_file_that_cannot_be_written_is_not_a_failure(run: Folder) -> None:
+    block(run)
+    saver = Saver(run, rank=0)
+    saver.write_if_possible(lambda: run.write("note", b""))
+    assert saver.failure is None
+
+
+def test_waiting_without_a_checkpoint_returns(run: Folder) -> None:
+    Saver(run, rank=0).wait()
+
+
+def test_background_write_is_skipped_while_busy_and_its_failure_is_ignored(
+    run: Folder, caplog: pytest.LogCaptureFixture
+) -> None:
+    saver = Saver(run, rank=0)
+    started, go_on = threading.Event(), threading.Event()
+    written = []
+
+    def write_slowly() -> None:
+        started.set()
+        go_on.wait(10)
+        written.append("slow")
+
+    saver.write_in_background(write_slowly)
+    assert started.wait(10)
+    # Skipped, because the first write is still running.
+    saver.write_in_background(lambda: written.append("skipped"))
+    go_on.set()
+    saver.save(make_state(1, torch.zeros(3)))
+    saver.wait()
+
+    def fail() -> None:
+        raise OSError("no space")
+
+    saver.write_in_background(fail)
+    saver.save(make_state(2, torch.zeros(3)))
+    saver.wait()
+    assert written == ["slow"]
+    assert saver.failure is None and not caplog.records

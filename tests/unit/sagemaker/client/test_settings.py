@@ -1,0 +1,166 @@
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from sagemaker_entry.client.settings import JobConfig, hyperparameters
+from sagemaker_entry.client.trainer import METRICS
+from sagemaker_entry.client.tuning import parameter_range
+from sagemaker_entry.container import outcome
+from sagemaker_entry.submit import describe
+from support.command import ROOT
+from vgg_ddp.flags import UsageError, parse_flags
+from vgg_ddp.run.files import Row
+from vgg_ddp.run.summary import format_row
+
+ROLE = "arn:aws:iam::123456789012:role/training"
+TUNE = ("--image", "mine", "--tune", "lr=0.1:0.2")
+
+
+def config_of(*flags: str) -> JobConfig:
+    return parse_flags(JobConfig, ["--role", ROLE, *flags], "submit")
+
+
+def test_metrics_match_the_lines_that_a_job_prints(make_rows: Callable[[int], list[Row]]) -> None:
+    row = make_rows(3)[2] | {"loss": 1.25, "train_accuracy": 0.5, "test_accuracy": 0.0625, "images_per_second": 12345.6}
+    line = format_row(row, 15)
+    found = {name: re.search(regex, line) for name, regex in METRICS.items()}
+    values = {name: float(match[1]) for name, match in found.items() if match}
+    expected = {"train_loss": 1.25, "train_accuracy": 50.0, "test_accuracy": 6.25}
+    assert values == expected | {"epoch_seconds": float(f"{row['seconds']:.1f}")}
+
+
+def test_metrics_do_not_match_the_summary() -> None:
+    summary = "  training loss      3.0155\n  test accuracy      16.20% (best 16.20%, epoch 1)"
+    assert not any(re.search(regex, summary) for regex in METRICS.values())
+
+
+def test_only_flags_that_were_given_become_hyperparameters() -> None:
+    flags = ["--num-workers", "4", "--batch_size=64", "--no-compile", "--instance-count", "2", "--spot"]
+    assert hyperparameters(config_of(*flags), flags) == {"num-workers": "4", "batch-size": "64", "compile": "false"}
+
+
+def test_own_data_becomes_a_channel_not_a_hyperparameter() -> None:
+    flags = ["--data", "s3://bucket/images"]
+    assert hyperparameters(config_of(*flags), flags) == {}
+    assert hyperparameters(config_of("--data", "sample"), ["--data", "sample"]) == {"data": "sample"}
+
+
+def test_machines_and_time_limit_are_described() -> None:
+    text = describe(config_of("--instance-count", "3", "--spot", "--max-run-seconds", "5400"))
+    assert text == "3 x ml.g5.xlarge, at most 1.5 h on spot instances, including waiting at most 3 h"
+    text = describe(config_of("--coordinator-instance-type", "ml.m5.large", "--keep-alive-seconds", "600"))
+    assert text == "1 x ml.m5.large + 1 x ml.g5.xlarge, at most 4 h, then kept running (and billed) for up to 600 s"
+    assert describe(config_of(*TUNE)).startswith("10 jobs, 2 at a time, each 1 x ml.g5.xlarge")
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        ["--keep-alive-seconds", "60"],
+        ["--encrypt-traffic"],
+        ["--volume-kms-key", "k"],
+        ["--coordinator-instance-type", "ml.m5.large"],
+    ],
+    ids=lambda flag: flag[0],
+)
+def test_flags_that_the_tuner_drops_are_rejected_with_tune(flag: list[str]) -> None:
+    with pytest.raises(UsageError, match=f"--tune cannot be combined with {flag[0]}."):
+        config_of(*TUNE, *flag)
+
+
+@pytest.mark.parametrize("search", ["lr=1-2:3", "lr=0.2:0.1", "lr=:1", "lr=1:2:3", "lr=nan:1", "speed=1:2"])
+def test_search_without_a_valid_range_is_rejected(search: str) -> None:
+    with pytest.raises(UsageError, match=f"--tune {search}: expected a flag of main.py with LOW:HIGH or choices"):
+        config_of("--image", "mine", "--tune", search)
+
+
+def test_search_requires_an_image() -> None:
+    with pytest.raises(
+        UsageError, match="--tune requires --image with an image that includes SageMaker's training toolkit"
+    ):
+        config_of("--tune", "lr=0.1:0.2")
+
+
+def test_number_of_workers_is_validated_only_if_given() -> None:
+    assert config_of("--min-workers", "8").min_workers == 8
+    assert config_of("--batch-size", "50").batch_size == 50
+    with pytest.raises(UsageError, match="--batch-size 50 cannot be split evenly over 3 workers"):
+        config_of("--batch-size", "50", "--num-workers", "3")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--tags", "=x"),
+        ("--tags", "x"),
+        ("--keep-alive-seconds", "-5"),
+        ("--data", "file:///data"),
+        ("--data", "s3:///data"),
+        ("--data", "s3://bucket"),
+        ("--bucket", "s3://mine"),
+        ("--bucket", "Mine_1"),
+        ("--image", ""),
+    ],
+)
+def test_values_that_aws_would_reject_are_rejected_first(flags: tuple[str, str]) -> None:
+    with pytest.raises(UsageError, match=f"{flags[0]} .*expected "):
+        config_of(*flags)
+
+
+def test_integer_ranges_stay_integers_and_wide_ranges_are_logarithmic() -> None:
+    name, rate = parameter_range("lr=0.001:0.1")
+    assert (name, type(rate).__name__, rate.scaling_type) == ("lr", "ContinuousParameter", "Logarithmic")
+    name, size = parameter_range("batch_size=64:128")
+    assert (name, type(size).__name__, size.scaling_type) == ("batch-size", "IntegerParameter", "Linear")
+    _, choice = parameter_range("precision=fp32,bf16")
+    assert choice.values == ["fp32", "bf16"]
+
+
+def test_exit_code_tables_are_complete() -> None:
+    text = (ROOT / "sagemaker_entry" / "launch.py").read_text()
+    table = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    codes = {value for name, value in vars(outcome).items() if name[0].isupper() and isinstance(value, int)}
+    assert table == codes - {outcome.FAILURE_CHARACTERS}
+    page = (ROOT / "docs" / "sagemaker.md").read_text()
+    assert table == {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+
+
+def test_help_lists_the_flags_of_main_and_of_the_job() -> None:
+    command = [sys.executable, str(ROOT / "sagemaker_entry" / "submit.py"), "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert result.returncode == 0, result.stderr
+    for flag in ("--epochs", "--batch-size", "--instance-type", "--spot", "--tune", "--dry-run"):
+        assert flag in result.stdout
+
+
+def test_local_weights_are_rejected() -> None:
+    with pytest.raises(UsageError, match=r"--init-from runs/first: expected s3://BUCKET"):
+        config_of("--init-from", "runs/first")
+    assert config_of("--init-from", "s3://bucket/runs/first").init_from == "s3://bucket/runs/first"
+
+
+BAD_INPUT = {
+    "--role x": "--role x: expected arn:aws:iam::ACCOUNT:role/NAME.",
+    "--epochs 0": "--epochs 0: expected a positive number.",
+    "--instance-type g5.xlarge": "--instance-type g5.xlarge: expected ml.FAMILY.SIZE.",
+    "--address 1.2.3.4:6379": "--address does not apply to SageMaker: the job starts its own Ray cluster.",
+    "--max-wait-seconds 5": "--max-wait-seconds requires --spot.",
+    "--spot --max-wait-seconds 5": "--max-wait-seconds 5: expected at least --max-run-seconds.",
+    "--spot --keep-alive-seconds 60": "--spot cannot be combined with --keep-alive-seconds.",
+    "--resume old": "--resume old requires the --checkpoint-uri of that job.",
+    "--security-groups sg-1": "--subnets and --security-groups must be used together.",
+    "--image mine --tune lr=0.1:0.2 --run-name mine": "--tune cannot be combined with --run-name.",
+    "--tune speed=1:2": "--tune speed=1:2: expected a flag of main.py with LOW:HIGH or choices, as in lr=0.05:0.4.",
+    "--num-workers 3 --batch-size 8": "--batch-size 8 cannot be split evenly over 3 workers: use --batch-size 6 or 9.",
+    "--instance-cuont 2": "unknown flag --instance-cuont. Did you mean --instance-count?",
+}
+
+
+@pytest.mark.parametrize("flags", BAD_INPUT)
+def test_bad_input_names_the_flag_and_what_was_expected(flags: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config_of(*flags.split())
+    assert BAD_INPUT[flags] in str(caught.value)

@@ -1,0 +1,54 @@
+"""Hyperparameters on their way through the SDK's own script into the container."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sagemaker.train import container_drivers
+
+from sagemaker_entry.contract import decode, encode
+
+# Runs the script that writes `export SM_HP_NAME='value'` for every hyperparameter.
+WRITE_ENVIRONMENT = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import environment
+host = {"current_host": "algo-1", "hosts": ["algo-1"], "current_instance_type": "x", "network_interface_name": "eth0"}
+environment.set_env(host, {}, json.loads(sys.argv[2]), sys.argv[3])
+"""
+VALUES = ["plain", "it's", "'; touch /tmp/x; '", "two\nlines", 'say "hi"', "0.1", "a b", "\\n"]
+
+
+def run_in_bash(hyperparameters: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Write the environment with the SDK's script, and let bash run it."""
+    scripts = Path(next(iter(container_drivers.__path__))) / "scripts"
+    file = folder / "environment.sh"
+    command = [sys.executable, "-c", WRITE_ENVIRONMENT, str(scripts), json.dumps(hyperparameters), str(file)]
+    subprocess.run(command, env=os.environ | {"TRAINING_JOB_NAME": "job"}, check=True, capture_output=True, timeout=60)
+    return subprocess.run(["bash", "-e", str(file)], cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_encoded_values_pass_the_sdks_script(tmp_path: Path) -> None:
+    encoded = {f"value-{index}": encode(value) for index, value in enumerate(VALUES)}
+    assert all(value.isprintable() for value in encoded.values())
+    result = run_in_bash(encoded, tmp_path)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_bash_runs_what_follows_an_unencoded_apostrophe(tmp_path: Path) -> None:
+    """The reason for `encode`. If this fails, the SDK quotes values, and `encode` is unnecessary."""
+    run_in_bash({"value": "'; touch was-here; '"}, tmp_path)
+    assert (tmp_path / "was-here").exists()
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_decoding_restores_the_value(value: str) -> None:
+    assert decode(encode(value)) == value
+
+
+def test_quotes_around_a_tuners_choice_are_removed() -> None:
+    assert decode('"bf16"') == "bf16"
+    assert decode("64") == "64"
