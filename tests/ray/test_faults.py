@@ -20,6 +20,7 @@ from support.command import (
     marked_processes,
     own_output,
     run_main,
+    run_torchrun,
     started,
     wait_until,
 )
@@ -35,9 +36,9 @@ FLAGS += ("--epochs", 2, "--checkpoint-every-seconds", 0.01)
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The model of an undisturbed run of two workers."""
+    """The model of an undisturbed run of two processes; under torchrun, which starts faster than Ray."""
     cwd = tmp_path_factory.mktemp("undisturbed")
-    result = run_main("--num-workers", 2, "--data", tiny_data, "--run-name", "run", *FLAGS, cwd=cwd)
+    result = run_torchrun(2, "--data", tiny_data, "--run-name", "run", *FLAGS, cwd=cwd)
     assert result.returncode == 0, result.stderr
     return (cwd / "runs/run/model.safetensors").read_bytes()
 

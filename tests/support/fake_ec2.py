@@ -54,13 +54,14 @@ class Account:
     endpoint: str
     calls: list[Call] = field(default_factory=list)
     outputs: dict[str, str] = field(default_factory=dict)
+    _clients: dict[str, Any] = field(default_factory=dict)
 
-    def client(self, service: str, caller: str = AWS) -> Any:
-        return boto3.client(service, region_name=REGION, **self.credentials(caller), endpoint_url=self.endpoint)
-
-    @staticmethod
-    def credentials(caller: str) -> dict[str, str]:
-        return {"aws_access_key_id": caller, "aws_secret_access_key": "secret"}
+    def client(self, service: str) -> Any:
+        """A client with the account's own credentials; created once, because boto3 takes a while to create it."""
+        if service not in self._clients:
+            keys = {"aws_access_key_id": AWS, "aws_secret_access_key": "secret"}
+            self._clients[service] = boto3.client(service, region_name=REGION, endpoint_url=self.endpoint, **keys)
+        return self._clients[service]
 
     def instances(self, *states: str) -> list[dict[str, Any]]:
         """Instances in these states; all instances if none is given."""

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import boto3
@@ -46,8 +47,9 @@ def _answers(host: str, port: int) -> bool:
         return probe.connect_ex((host, port)) == 0
 
 
+@cache
 def client(endpoint: str, service: str = "s3", region: str = CREDENTIALS["AWS_DEFAULT_REGION"]):  # type: ignore[no-untyped-def]
-    """A boto3 client for the server."""
+    """A boto3 client for the server; created once, because boto3 takes a while to create it."""
     return boto3.client(
         service,
         endpoint_url=endpoint,

@@ -84,7 +84,7 @@ def read_safetensors(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]
 def bad_request(status: HTTPStatus, message: str) -> BaseInferenceToolkitError:
     """The error that makes the container respond with this status.
 
-    Its class is not documented. Checked with sagemaker-inference 1.10.1; test_serving.py checks it.
+    Its class is not documented. Checked with sagemaker-inference 1.10.1; test_sagemaker_one_host.py checks it.
     """
     return BaseInferenceToolkitError(status.value, message, status.phrase)
 

@@ -1,4 +1,4 @@
-"""A simulated job's model, served by SageMaker's own inference toolkit and model server."""
+"""A SageMaker job on one host: stopped, resumed, and its model served by SageMaker's own toolkit and model server."""
 
 import io
 import json
@@ -20,12 +20,43 @@ from PIL import Image
 from sagemaker_entry.client.endpoint import ENVIRONMENT
 from support.command import PATIENCE, ROOT, SAMPLE, wait_until
 from support.container import SYSTEM_PATH, Container, Network, images_environment, make_container
-from support.job_checks import OneHost
+from support.job_checks import OneHost, assert_model, steps
 from vgg_ddp.data.decode import decode_image
 from vgg_ddp.weights.model_file import load_classifier
 
 pytestmark = pytest.mark.e2e
 SERVE = "from sagemaker_inference import model_server; model_server.start_model_server()"
+
+
+def test_one_host_saves_a_checkpoint_on_sigterm_within_a_minute(one_host: OneHost) -> None:
+    assert one_host.first_code == 143, one_host.first.log
+    assert one_host.seconds_to_stop < 60
+    assert one_host.first.failure and one_host.first.failure.startswith("stopped by SIGTERM")
+    (saved,) = steps(r"Stopped after step (\d+)", one_host.first)
+    assert 0 < saved < 50
+    assert not list((one_host.first.ml / "model").iterdir())
+
+
+def test_restarted_job_resumes_at_that_step_and_writes_a_model(one_host: OneHost) -> None:
+    assert one_host.second_code == 0, one_host.second.log
+    assert one_host.second.failure is None
+    saved = steps(r"Stopped after step (\d+)", one_host.first)
+    assert steps(r"Resumed at step (\d+)", one_host.second) == saved
+    assert_model(one_host.second)
+
+
+def test_object_store_is_on_disk_if_shared_memory_is_tiny(one_host: OneHost) -> None:
+    assert "--plasma-directory=/tmp" in one_host.first.log
+    assert "bundled CIFAR-10 sample: 5,000 training" in one_host.first.log
+
+
+def test_one_host_listens_on_loopback_only_and_requires_the_token(one_host: OneHost) -> None:
+    # Worker 0 runs torch's rendezvous store, which torch always binds to all interfaces.
+    assert all(command.startswith("ray::RayTrainWorker") for command in one_host.exposed), one_host.exposed
+    assert one_host.dashboard_without_token == "401"
+    assert one_host.dashboard_with_token == "200"
+    assert len(one_host.token) == 64
+    assert one_host.token not in json.dumps(one_host.request, default=str) + one_host.first.log + one_host.second.log
 
 
 class Response(NamedTuple):
