@@ -24,6 +24,6 @@ while read -r address user key; do
   # Like Ray, do not check host keys: a reinstalled machine has a new one.
   ssh -n -o BatchMode=yes -o ConnectTimeout=10 -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null \
     -o LogLevel=ERROR -o IdentitiesOnly=yes -i "$key" "$user@$address" 'vgg-ddp/bin/ray stop --force' ||
-    { echo "down.sh: error: Ray may still run on $address" >&2; status=1; }
+    { echo "down.sh: error: Ray may still be running on $address" >&2; status=1; }
 done <<< "$workers"
 exit $status

@@ -22,7 +22,7 @@ REQUEST_SECONDS = 2.0
 # EC2 gives two minutes' notice and recommends polling every five seconds.
 POLL_SECONDS = 5.0
 POLL_HELP = "seconds between two polls (default: %(default)s)"
-# Ray's deadline lies this much before EC2's: the ray command takes seconds to hand it over, and Ray has to stop the
+# Ray's deadline is this much earlier than EC2's: the ray command takes seconds to deliver it, and Ray has to stop the
 # workers before the instance is gone. Otherwise, the run counts a failure instead of a preemption.
 RESERVE_SECONDS = 15
 COMMAND_LIMIT_SECONDS = 60.0

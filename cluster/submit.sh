@@ -27,7 +27,7 @@ next_steps() {
   echo "To see its output: ray exec $cluster_file 'ray job logs --follow $job'" >&2
   echo "To stop it: ray exec $cluster_file 'ray job stop $job'" >&2
 }
-trap 'echo "The job continues." >&2; next_steps; exit 130' INT TERM
+trap 'echo "The job is still running." >&2; next_steps; exit 130' INT TERM
 
 until (: < "/dev/tcp/127.0.0.1/$port") 2> /dev/null; do
   if ! kill -0 $tunnel 2> /dev/null; then
@@ -57,6 +57,6 @@ print(code if code >= 0 else 128 - code)
 ' "$address" "$job" 2> /dev/null); then
   exit "$code"
 fi
-echo "submit.sh: error: no status of job $job; if it was submitted, it continues." >&2
+echo "submit.sh: error: could not get the status of job $job; if it was submitted, it is still running." >&2
 next_steps
 exit 1

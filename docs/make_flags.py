@@ -27,7 +27,7 @@ OTHER_COMMANDS = {
 INTRODUCTION = """# Flags
 
 `python docs/make_flags.py` writes this page from the help texts in the code, which `--help` also shows. Hyphens and
-underscores both work in flags. A dash means unset. `--no-wait` turns `--wait` off, and so on."""
+underscores both work in flags. A dash means that there is no default. `--no-wait` turns `--wait` off, and so on."""
 HEADER = "| flag | default | meaning |\n| --- | --- | --- |"
 
 

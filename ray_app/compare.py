@@ -31,8 +31,9 @@ class CompareConfig:
         Raises:
             UsageError: if an argument is invalid.
         """
-        for location in (*self.runs, self.storage_path):
-            refuse_password("storage_path", location)
+        for run in self.runs:
+            refuse_password("RUNS", run)
+        refuse_password("--storage-path", self.storage_path)
         if len(self.runs) < 2:
             raise UsageError("expected at least two runs.")
         if repeated := [run for run in self.runs if self.runs.count(run) > 1]:

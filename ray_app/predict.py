@@ -45,8 +45,8 @@ class PredictConfig:
         Raises:
             UsageError: if an argument is invalid.
         """
-        refuse_password("model", self.model)
-        refuse_password("data", self.data)
+        refuse_password("MODEL", self.model)
+        refuse_password("--data", self.data)
         if bool(self.images) == bool(self.data):
             raise UsageError("expected either images or --data, not both.")
         if self.top < 1:

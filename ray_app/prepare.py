@@ -1,7 +1,7 @@
 """Convert a folder of images to Parquet files: python ray_app/prepare.py IMAGE_FOLDER OUTPUT
 
-Exit codes: 0 done, even if some files were not images; 1 the output could not be written; 2 invalid input; 130 stopped
-by Ctrl-C. Running the same command again continues an interrupted conversion.
+Exit codes: 0 done, even if some files were not images; 1 the output could not be written, or a process was killed; 2
+invalid input; 130 stopped by Ctrl-C. Running the same command again continues an interrupted conversion.
 """
 
 import csv
@@ -50,7 +50,7 @@ class PrepareConfig:
         Raises:
             UsageError: naming the flag, what was given and what was expected.
         """
-        refuse_password("output", self.output)
+        refuse_password("OUTPUT", self.output)
         if not 0 < self.test_fraction < 1:
             raise UsageError(f"--test-fraction {self.test_fraction}: expected a number between 0 and 1.")
         for name in ("image_size", "images_per_shard", "processes"):

@@ -20,8 +20,8 @@ def encode(value: str) -> str:
     bash: an apostrophe would end the quotes, and bash would run the rest. SageMaker itself rejects line breaks. JSON,
     encoded twice, contains neither.
 
-    Unnecessary once environment.py of the SDK quotes these values, for example with shlex.quote; no issue asks for it
-    yet. test_contract.py fails once it does.
+    Unnecessary once environment.py of the SDK quotes these values, for example with shlex.quote;
+    test_contract.py fails once it does.
     """
     if value.isprintable() and "'" not in value:
         return value

@@ -25,7 +25,6 @@ CHANGES: dict[str, dict[str, object]] = {
     # With the classic recipe's settings, which were not tuned for this model.
     "SGD instead of Muon": {"muon": False, "lr": CLASSIC.lr, "momentum": CLASSIC.momentum},
     "random filters, not identities": {"identity_filters": False},
-    "flips at random": {"alternating_flip": False},
     "constant learning rate": {"lr_decay": False},
     # torch's default.
     "slower averages of batch normalization": {"norm_momentum": 0.1},

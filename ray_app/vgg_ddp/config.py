@@ -116,7 +116,7 @@ class TrainConfig:
     run_name: str | None = None
     """Name of the run folder; the name of an unfinished run resumes it. Default: date and time."""
     resume: str | None = None
-    """Name of the run to resume. It keeps its settings, except for the flags given here."""
+    """Name of the run to resume. It keeps its settings; flags can change those that do not determine the weights."""
     checkpoint_every_seconds: float = 300.0
     """Maximum time between checkpoints, in seconds; the end of an epoch may add one."""
 
@@ -159,7 +159,7 @@ class TrainConfig:
             self._expect(name, bool(valid), "letters, digits, '.', '_' and '-', since it names a folder")
         self._expect("resume", not (self.resume and self.run_name), "no --run-name, since both name the run")
         for name in ("data", "storage_path", "init_from"):
-            refuse_password(name, getattr(self, name))
+            refuse_password(flag(name), getattr(self, name))
         # A resumed run may supply the other values of a combination; `open_run` checks it then.
         if self.resume is None and self.run_name is None:
             self.check_combinations()

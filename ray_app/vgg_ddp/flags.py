@@ -20,13 +20,13 @@ class UsageError(ValueError):
     """Invalid input: printed as one line on stderr, with exit code 2."""
 
 
-def print_usage_error(error: UsageError | str) -> None:
+def print_usage_error(error: UsageError) -> None:
     """Print one line on stderr."""
     # A single write, because each of torchrun's processes prints it.
     sys.stderr.write(f"error: {error}\n")
 
 
-def quit_with_usage_error(error: UsageError | str) -> NoReturn:
+def quit_with_usage_error(error: UsageError) -> NoReturn:
     """Print one line on stderr and exit with code 2."""
     print_usage_error(error)
     sys.exit(BAD_INPUT)
@@ -44,14 +44,14 @@ def setting(name: str, value: object) -> str:
     return f"{flag(name)} {value}"
 
 
-def refuse_password(name: str, location: str | None) -> None:
-    """Refuse a URI that contains a password or secret key, because URIs are printed and stored.
+def refuse_password(argument: str, location: str | None) -> None:
+    """Refuse an argument whose URI that contains a password or secret key, because URIs are printed and stored.
 
     Raises:
         UsageError: if it contains one; the message does not repeat the URI.
     """
     if location and re.search(r"//[^/@]*:[^/@]*@", location):
-        raise UsageError(f"{flag(name)}: the URI contains a password or key; set it in the environment instead.")
+        raise UsageError(f"{argument}: the URI contains a password or key; set it in the environment instead.")
 
 
 def parse_flags(config_class: type[T], arguments: Sequence[str], program: str, default: T | None = None) -> T:

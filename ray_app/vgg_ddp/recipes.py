@@ -15,7 +15,6 @@ class Recipe:
         lr_decay: whether the learning rate then decays to 0; otherwise, it stays at its peak.
         augment_shift: maximum random shift of training images, in pixels.
         cutout: side of the square that is cut out of each training image, in pixels.
-        alternating_flip: mirror each image in every other epoch; otherwise, mirror images at random.
         muon: whether Muon trains the filters of convolutions and SGD the rest; otherwise, SGD trains everything.
         identity_filters: whether the filters of `FastVGG11` are initialized as identities.
         norm_momentum: momentum of the running statistics of batch normalization. None: the model's default.
@@ -31,7 +30,6 @@ class Recipe:
     warmup_fraction: float
     augment_shift: int
     cutout: int
-    alternating_flip: bool
     muon: bool
     lr_decay: bool = True
     identity_filters: bool = False
@@ -49,7 +47,6 @@ CLASSIC = Recipe(
     warmup_fraction=0.2,
     augment_shift=2,
     cutout=0,
-    alternating_flip=False,
     muon=False,
 )
 FAST = Recipe(
@@ -61,7 +58,6 @@ FAST = Recipe(
     warmup_fraction=0.0,
     augment_shift=2,
     cutout=0,
-    alternating_flip=True,
     muon=True,
     identity_filters=True,
     # A short run has no time for long averages.

@@ -41,10 +41,10 @@ class Submission:
 
     `ModelTrainer.train()` returns None, and the SDK's own examples read the job from the private attribute
     `_latest_training_job`. boto3's event is documented: https://docs.aws.amazon.com/boto3/latest/guide/events.html.
-    Not documented is that the SDK submits through the session it was given. If it does not, `name` stays None, and
+    The SDK does not document that it submits through the session it was given. If it does not, `name` stays None, and
     submit.py prints the command that lists jobs.
 
-    Unnecessary once `train()` returns the job or accepts its name. No issue asks for that;
+    Unnecessary once `train()` returns the job or accepts its name;
     https://github.com/aws/sagemaker-python-sdk/issues/6299 is about `base_job_name` only.
     """
 
@@ -89,8 +89,7 @@ def config_without_telemetry() -> dict[str, Any]:
 
     For a dry run, which sends nothing. If the key is renamed, the SDK rejects it as invalid or reports the dry run.
 
-    Unnecessary once the SDK can opt out of telemetry with a parameter or an environment variable; no issue asks for
-    one.
+    Unnecessary once a parameter or an environment variable can opt out of the SDK's telemetry.
     """
     from sagemaker.core.config import load_sagemaker_config
 
@@ -107,9 +106,9 @@ def answer_locally(boto_session: Any) -> None:
     """Answer all calls of a session on this machine, up to the one that submits, which raises DryRunError.
 
     botocore documents that a handler of `before-send` may answer a request:
-    https://docs.aws.amazon.com/botocore/latest/topics/events.html. Not documented is which calls the SDK makes before
-    it submits: in the versions checked, only calls to S3. If it makes others, the dry run ends with an error that names
-    them. No request is sent in any case, and the credentials of a dry run are invalid.
+    https://docs.aws.amazon.com/botocore/latest/topics/events.html. The SDK does not document which calls it makes
+    before it submits: in the versions checked, only calls to S3. If it makes others, the dry run ends with an error
+    that names them. No request is sent in any case, and the credentials of a dry run are invalid.
 
     Unnecessary once the SDK's own dry run returns the request instead of None and uploads nothing; it came with
     https://github.com/aws/sagemaker-python-sdk/pull/6027.

@@ -80,7 +80,7 @@ class JobConfig(TrainConfig):
     """Tags of the job, as KEY=VALUE."""
 
     tune: tuple[str, ...] = ()
-    """Search flags of main.py, given as NAME=LOW:HIGH or NAME=A,B,C, for the highest test accuracy."""
+    """Tune these flags of main.py for the highest test accuracy, each given as NAME=LOW:HIGH or NAME=A,B,C."""
     max_jobs: int = 10
     """With --tune, total number of jobs."""
     parallel_jobs: int = 2

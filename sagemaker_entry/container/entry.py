@@ -20,8 +20,8 @@ LOST_SECONDS = 20.0
 STOP_SECONDS = 90.0
 DELIVER_SECONDS = 15.0
 POLL_SECONDS = 0.5
-# As vgg_ddp.compat.ray_variables has it: Ray reads this variable but does not document it. If Ray ignored it, others on
-# the network could reach Ray's ports, and would still need the token.
+# Same as in vgg_ddp.compat.ray_variables: Ray reads this variable but does not document it. If Ray ignored it, others
+# on the network could reach Ray's ports, and would still need the token.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 

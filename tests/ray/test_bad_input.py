@@ -37,18 +37,18 @@ def assert_refused(cwd: Path, *flags: object, expected: tuple[str, ...], before:
     assert not list(cwd.glob("runs/*"))
 
 
-def test_more_gpus_than_available(tmp_path: Path) -> None:
+def test_more_gpus_than_available_are_refused(tmp_path: Path) -> None:
     flags = ("--device", "gpu", "--num-workers", 64, "--batch-size", 128, "--data", "sample")
     assert_refused(tmp_path, *flags, expected=("--device gpu", "--num-workers 64", "--device cpu"))
 
 
-def test_gpu_without_ray_on_a_machine_without_one(tmp_path: Path) -> None:
+def test_gpu_without_ray_is_refused_on_a_machine_without_one(tmp_path: Path) -> None:
     result = run_main("--device", "gpu", "--num-workers", 0, "--data", "sample", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
     assert result.returncode == 2
     assert "--device gpu" in result.stderr.splitlines()[-1]
 
 
-def test_address_that_does_not_respond(tmp_path: Path, closed_port: int) -> None:
+def test_address_that_does_not_respond_is_refused(tmp_path: Path, closed_port: int) -> None:
     address = f"127.0.0.1:{closed_port}"
     assert_refused(tmp_path, "--address", address, "--data", "sample", expected=(address, "nothing answers"))
 
@@ -66,7 +66,7 @@ def test_error_does_not_wait_for_decoding(tmp_path: Path, closed_port: int) -> N
     assert time.monotonic() - started < 30
 
 
-def test_address_auto_without_a_cluster(tmp_path: Path) -> None:
+def test_address_auto_without_a_cluster_is_refused(tmp_path: Path) -> None:
     # Ray searches all processes of the machine for a cluster. In a new PID namespace, it sees none but its own.
     alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True).returncode:
@@ -76,19 +76,19 @@ def test_address_auto_without_a_cluster(tmp_path: Path) -> None:
     )
 
 
-def test_storage_that_cannot_be_written(tmp_path: Path) -> None:
+def test_storage_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     flags = ("--storage-path", file / "runs", "--data", "sample", "--num-workers", 0)
     assert_refused(tmp_path, *flags, expected=("--storage-path", "cannot be written"))
 
 
-def test_batch_larger_than_the_training_set(tmp_path: Path, tiny_data: Path) -> None:
+def test_batch_larger_than_the_training_set_is_refused(tmp_path: Path, tiny_data: Path) -> None:
     flags = ("--data", tiny_data, "--batch-size", 256, "--num-workers", 0)
     assert_refused(tmp_path, *flags, expected=("--batch-size 256", "240 training images"))
 
 
-def test_broken_image_names_file_and_row(tmp_path: Path, tiny_data: Path) -> None:
+def test_broken_image_is_refused_by_file_and_row(tmp_path: Path, tiny_data: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for split in ("train", "test"):

@@ -7,6 +7,9 @@ import pytest
 from ray.util import get_node_ip_address
 from ray.util.state import list_actors
 
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.driver.cluster import place_workers
+from vgg_ddp.flags import UsageError
 from vgg_ddp.job import Job, Outcome
 from vgg_ddp.run.files import Row
 
@@ -85,6 +88,13 @@ def test_machine_without_the_drivers_storage_is_rejected(train: Train, tmp_path:
     outcome, rows = train(2, lock_file=str(tmp_path / ".running-run"), **SETTINGS)
     assert (outcome.kind, rows) == ("refused", [])
     assert outcome.message.startswith(f"--storage-path {tmp_path} of the driver is not on {get_node_ip_address()}: ")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_missing_gpus_of_an_elastic_run_are_those_of_min_workers() -> None:
+    config = TrainConfig(device="gpu", num_workers=64, min_workers=16, batch_size=128)
+    with pytest.raises(UsageError, match=r"^--device gpu --min-workers 16: Ray sees \d+ GPU"):
+        place_workers(config)
 
 
 def test_every_test_image_is_counted_once_by_three_workers(curves: dict[int, list[Row]]) -> None:

@@ -21,7 +21,7 @@ PREPARE = ROOT / "ray_app" / "prepare.py"
 SAMPLE = ROOT / "ray_app" / "sample"
 SAGEMAKER_SUBMIT = ROOT / "sagemaker_entry" / "submit.py"
 MARK = "VGG_TEST_MARK"
-# Seconds to wait for what must happen, however slow the machine is. A test that needs it sooner names its own limit.
+# Default timeout in seconds, enough for a slow machine. Tests with a tighter deadline pass their own.
 PATIENCE = 400
 # For programs that share two cores with other tests. By default, Ray gives its workers the lowest priority, and
 # OpenMP's threads spin while they wait for each other: four times slower if there are more threads than cores.

@@ -39,8 +39,8 @@ class Laptop:
         token.parent.mkdir(parents=True, mode=0o700)
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        # The hosts share this environment and have no network to change it: lock what is installed. A new process lists
-        # it: in this one, setuptools may have put the packages it vendors on the path.
+        # The hosts share this environment and have no network to change it: pin the installed versions. A new process
+        # lists them, because setuptools may have added its vendored packages to the path of this one.
         constraints = home / "constraints.txt"
         with constraints.open("w") as file:
             subprocess.run([sys.executable, "-m", "pip", "list", "--format=freeze"], stdout=file, check=True)

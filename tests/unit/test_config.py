@@ -1,8 +1,12 @@
 """Every setting is checked before anything starts."""
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
+from compare import CompareConfig
+from predict import PredictConfig
+from prepare import PrepareConfig
 
 from vgg_ddp.config import TRAJECTORY_FIELDS, TrainConfig, check_divisible
 from vgg_ddp.flags import UsageError
@@ -124,6 +128,18 @@ def test_password_in_a_uri_is_refused_and_not_shown(name: str) -> None:
     assert "hunter2" not in str(error.value)
     # A user name alone is not a secret.
     assert TrainConfig(**{name: "hdfs://me@host:9000/x"}).to_dict()[name] == "hdfs://me@host:9000/x"  # type: ignore[arg-type]
+
+
+def test_password_in_a_positional_argument_is_refused_by_its_name() -> None:
+    uri = "s3://AKIA:hunter2@bucket/x"
+    arguments: dict[str, Callable[[], object]] = {
+        "MODEL": lambda: PredictConfig(uri, data="sample"),
+        "OUTPUT": lambda: PrepareConfig("photos", uri),
+        "RUNS": lambda: CompareConfig(("first", uri)),
+    }
+    for name, make in arguments.items():
+        with pytest.raises(UsageError, match=f"^{name}: the URI contains a password or key"):
+            make()
 
 
 def test_last_epoch_cannot_use_half_size_images() -> None:

@@ -18,9 +18,9 @@ CLEANER = ("ray.train.v2._internal.callbacks.placement_group_callback", "Placeme
 class LeanTrainer(TorchTrainer):  # type: ignore[misc]
     """Ray's trainer without actors that this program does not use. If Ray's internals moved, they start as usual.
 
-    One actor manages the trainer's datasets; this program passes none. Starting it takes seconds of a core, and running
-    it 1 % of a core. Another actor would clean up after a dead controller. It is omitted with `own_cluster`, because
-    that cluster ends with the run.
+    One actor manages the trainer's datasets; this program passes none. Starting it takes seconds of CPU time, and
+    running it 1% of a CPU. Another actor would clean up after a dead controller. It is omitted with `own_cluster`,
+    because that cluster ends with the run.
 
     No longer needed once Ray starts the first actor only for trainers with datasets, for which it has no setting, and
     shares the second one among runs: https://github.com/ray-project/ray/pull/65447.

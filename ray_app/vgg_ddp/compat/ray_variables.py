@@ -1,6 +1,6 @@
 """Environment variables that Ray 2.60.0 reads but does not document; Ray ignores variables that it does not know.
 
-None would be needed if Ray had a documented setting. Ray reads them when it is imported and started, so this module
+All of them could go if Ray had documented settings. Ray reads them when it is imported and started, so this module
 must not import Ray.
 """
 
@@ -18,5 +18,5 @@ FREQUENT_PREEMPTION_CHECKS = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
 
 # Keeps idle processes for ten minutes; by default, Ray ends them after a second, but decoding processes wait longer
 # between two row groups.
-# If ignored: Ray keeps starting new processes, which takes seconds of a core each, and streaming is slower.
+# If ignored: Ray keeps starting new processes, which takes seconds of CPU time each, and streaming is slower.
 KEEP_IDLE_PROCESSES = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}

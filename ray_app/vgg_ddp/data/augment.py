@@ -41,18 +41,11 @@ class EpochPlan:
         return EpochPlan(numbers, self.flip[numbers], self.shift[numbers], self.cutout_position[numbers], self.cutout)
 
 
-def plan_epoch(
-    num_images: int, seed: int, epoch: int, max_shift: int, alternating_flip: bool = False, cutout: int = 0
-) -> EpochPlan:
-    """Draw the order and augmentation of an epoch. With max_shift 0, images are neither shifted nor mirrored.
-
-    With alternating_flip, each image is mirrored in every other epoch.
-    """
+def plan_epoch(num_images: int, seed: int, epoch: int, max_shift: int, cutout: int = 0) -> EpochPlan:
+    """Draw the order and augmentation of an epoch. With max_shift 0, images are neither shifted nor mirrored."""
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(num_images)
     flip = generator.random(num_images) < (0.5 if max_shift else 0.0)
-    if alternating_flip and max_shift:
-        flip = (np.random.default_rng(seed).random(num_images) < 0.5) ^ bool(epoch % 2)
     shift = generator.integers(-max_shift, max_shift, size=(num_images, 2), endpoint=True)
     position = generator.integers(CUTOUT_GRID, size=(num_images, 2)) if cutout else np.zeros((num_images, 2), np.int64)
     as_tensor = torch.from_numpy

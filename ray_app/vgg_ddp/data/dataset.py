@@ -1,4 +1,4 @@
-"""The dataset in memory: both splits, decoded and validated by the driver. Does not need torch."""
+"""The dataset in memory: both splits, decoded and validated by the driver. Needs torch only for CIFAR-10."""
 
 from dataclasses import dataclass
 

@@ -36,7 +36,7 @@ class Feed(Protocol):
 def draw_plan(config: TrainConfig, num_images: int, epoch: int) -> EpochPlan:
     """Draw the order and augmentation of an epoch: the same on all ranks and for both feeds."""
     recipe = config.chosen_recipe()
-    return plan_epoch(num_images, config.seed, epoch, recipe.augment_shift, recipe.alternating_flip, recipe.cutout)
+    return plan_epoch(num_images, config.seed, epoch, recipe.augment_shift, recipe.cutout)
 
 
 def mean_pixel(mean: tuple[float, ...], device: torch.device) -> Tensor:

@@ -95,12 +95,13 @@ def largest_share(nodes: Sequence[Resources], workers: int, use_gpu: bool, part_
 
     Rounded down to Ray's four decimals, so that the shares on a node do not exceed its CPUs.
     """
-    cpus_and_most = [
+    # CPUs of each node, and how many workers may run on it.
+    capacities = [
         (node.get("CPU", 0.0) * part_of_cpus, int(node.get("GPU", 0.0)) if use_gpu else workers) for node in nodes
     ]
-    shares = {int(cpus / count * SHARES) for cpus, most in cpus_and_most for count in range(1, min(workers, most) + 1)}
+    shares = {int(cpus / count * SHARES) for cpus, most in capacities for count in range(1, min(workers, most) + 1)}
     for share in sorted({min(share, SHARES) for share in shares}, reverse=True):
-        if share and sum(min(int(cpus * SHARES) // share, most) for cpus, most in cpus_and_most) >= workers:
+        if share and sum(min(int(cpus * SHARES) // share, most) for cpus, most in capacities) >= workers:
             return share / SHARES
     return 0.0
 
@@ -108,9 +109,9 @@ def largest_share(nodes: Sequence[Resources], workers: int, use_gpu: bool, part_
 def cpus_of_worker(config: TrainConfig, nodes: Sequence[Resources], use_gpu: bool) -> float:
     """CPUs to request per worker, up to one, so that all workers fit; in an elastic run, the minimum of workers."""
     # Leave CPUs for the tasks that decode images during training.
-    most = 0.5 if config.ingest == "stream" else 1.0
-    share = largest_share(nodes, config.min_workers or config.num_workers, use_gpu, most)
-    return min(share, most) if config.min_workers else share
+    part_of_cpus = 0.5 if config.ingest == "stream" else 1.0
+    share = largest_share(nodes, config.min_workers or config.num_workers, use_gpu, part_of_cpus)
+    return min(share, part_of_cpus) if config.min_workers else share
 
 
 def place_workers(config: TrainConfig, own_cluster: bool = False) -> Placement:
@@ -126,14 +127,15 @@ def place_workers(config: TrainConfig, own_cluster: bool = False) -> Placement:
     gpus = int(gpus)
     # An elastic run can start with its minimum of workers.
     workers = config.min_workers or config.num_workers
+    workers_flag = "--min-workers" if config.min_workers else "--num-workers"
     if config.device == "gpu" and gpus < workers:
         raise UsageError(
-            f"--device gpu --num-workers {workers}: Ray sees {gpus} GPU{'s'[: gpus != 1]}; use at most that many "
+            f"--device gpu {workers_flag} {workers}: Ray sees {gpus} GPU{'s'[: gpus != 1]}; use at most that many "
             "workers, or --device cpu."
         )
     use_gpu = config.device != "cpu" and gpus >= workers
     if config.device == "auto" and gpus and not use_gpu:
-        print(f"NOTE: {gpus} GPU(s) for {workers} workers: training on CPUs. To use GPUs: --num-workers {gpus}.")
+        print(f"NOTE: {gpus} GPU(s) for {workers} workers: training on CPUs. To use GPUs: {workers_flag} {gpus}.")
     if not use_gpu and not cpus:
         raise UsageError(
             f"--device {config.device}: Ray sees no CPUs to train on; wait until the cluster's machines are up "

@@ -27,7 +27,7 @@ ELASTIC_DEFAULTS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10",
 }
 LOCAL_DEFAULTS = {
-    # Saves an actor, whose records would end with the run.
+    # Avoids starting an actor whose records would be lost when the run ends.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     **ray_variables.LOOPBACK_ONLY,
     **ray_variables.NO_PREEMPTION_WATCHER,

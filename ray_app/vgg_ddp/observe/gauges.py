@@ -53,7 +53,8 @@ class Gauges:
 class RankMetrics:
     """Metrics of each rank: `ray_vgg_step_seconds_bucket{run="...", rank="0", phase="compute"}` and so on.
 
-    The steps since the last report (every 10 s) are lost when Ray ends a worker (ray-project/ray#66178).
+    The steps since the last report (every 10 s) are lost when Ray ends a worker:
+    https://github.com/ray-project/ray/issues/66178.
     """
 
     def __init__(self, run_name: str, rank: int) -> None:

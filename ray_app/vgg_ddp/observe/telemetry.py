@@ -26,7 +26,7 @@ class Telemetry:
     """One rank's metrics; rank 0 also reports for the whole run.
 
     Attributes:
-        phases: end time of each start-up phase; empty once the first step was added and all were written.
+        phases: end time of each start-up phase; empty once the first step has written them to startup.json.
     """
 
     def __init__(

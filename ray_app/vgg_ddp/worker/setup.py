@@ -19,7 +19,7 @@ from vgg_ddp.compat.torch_dynamo import no_dynamo
 from vgg_ddp.compat.torch_store import set_collective_timeout
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.data.feeds import Feed, MemoryFeed
+from vgg_ddp.data.feeds import Feed, MemoryFeed, rank_range
 from vgg_ddp.job import Inputs, Job, RefusedError
 from vgg_ddp.machine.limits import usable_cores
 from vgg_ddp.machine.malloc import keep_freed_memory
@@ -46,7 +46,7 @@ class Worker:
 
     Attributes:
         ddp_model: the model wrapped in DDP; its backward pass averages gradients over the ranks.
-        fingerprint: identifies the images that a checkpoint was trained on.
+        fingerprint: number of training images and class names; a resumed run must find the same.
     """
 
     config: TrainConfig
@@ -106,7 +106,7 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
         ddp_model = wrap_model(model, device, config.compile, config.gradients == "bf16")
         optimizers = build_optimizers(model, recipe, config.global_batch, DTYPES[precision], share_muon)
     state = TrainState(model, optimizers, Sums(device))
-    _warm_up(state, ddp_model, config, device, DTYPES[precision], world_size)
+    _warm_up(state, ddp_model, config, device, DTYPES[precision], rank, world_size)
 
     feed, saver = _make_feed(inputs, config, rank, world_size, device), Saver(run, rank)
     worker = Worker(
@@ -158,12 +158,10 @@ def _warm_up(
     config: TrainConfig,
     device: torch.device,
     dtype: torch.dtype,
+    rank: int,
     world_size: int,
 ) -> None:
-    from vgg_ddp.data.feeds import rank_range
-
     # A model is compiled for the first shapes that it gets: use those of training.
-    rank = dist.get_rank() if dist.is_initialized() else 0
     count = len(rank_range(config.global_batch, rank, world_size)) if config.compile else 2
 
     def forward_backward() -> None:

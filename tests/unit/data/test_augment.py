@@ -61,14 +61,6 @@ def test_half_of_the_images_are_mirrored_and_all_shifts_occur() -> None:
         assert (counts - 2000).abs().max() < 200
 
 
-def test_alternating_flip_mirrors_each_image_in_every_other_epoch() -> None:
-    flips = [plan_epoch(10_000, seed=0, epoch=epoch, max_shift=2, alternating_flip=True).flip for epoch in range(3)]
-    assert torch.equal(flips[1], ~flips[0])
-    assert torch.equal(flips[2], flips[0])
-    assert abs(flips[0].double().mean().item() - 0.5) < 0.025
-    assert not plan_epoch(100, seed=0, epoch=1, max_shift=0, alternating_flip=True).flip.any()
-
-
 @pytest.mark.parametrize("count", [3, 7, 128, 500])
 @pytest.mark.parametrize("world_size", range(1, 8))
 def test_slices_of_all_ranks_cover_everything_once(count: int, world_size: int) -> None:

@@ -69,7 +69,7 @@ def test_elastic_run_sizes_shares_for_its_minimum_of_workers() -> None:
 
 
 @pytest.mark.parametrize(("address", "warnings"), [("127.0.0.1", 0), ("10.0.0.7", 1)])
-def test_own_cluster_beyond_loopback_logs_a_warning(
+def test_cluster_that_listens_beyond_loopback_logs_a_warning(
     address: str, warnings: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -35,7 +35,7 @@ def test_user_settings_are_kept() -> None:
     assert os.environ["PYTHONPATH"].split(os.pathsep) == [str(PACKAGE.parent), "mine"]
 
 
-def test_only_an_own_cluster_is_restricted_to_loopback() -> None:
+def test_only_a_cluster_started_by_the_run_is_restricted_to_loopback() -> None:
     prepare("head:6379")
     assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in os.environ and "PYTHONPATH" not in os.environ
     prepare(None)

@@ -87,8 +87,8 @@ def test_curves_are_plots_with_two_lines_each(run: Folder, make_rows: MakeRows, 
         assert picture.height >= 300
         pixels = np.asarray(picture.convert("RGB")).reshape(-1, 3)
     # Matplotlib's first two colors, in both halves.
-    for colour in ((31, 119, 180), (255, 127, 14)):
-        assert (pixels == colour).all(axis=1).sum() > 20
+    for color in ((31, 119, 180), (255, 127, 14)):
+        assert (pixels == color).all(axis=1).sum() > 20
 
 
 def test_model_file_opens_with_plain_safetensors(run: Folder) -> None:
