@@ -89,7 +89,7 @@ def test_run_trains_on_two_machines_that_do_not_have_the_code(
     flags += ["--storage-path", storage, "--run-name", "run"]
     log = tmp_path / "log"
     process = laptop.start(SUBMIT, laptop.cluster_file, *flags, log=log)
-    code, together = watch_until_exit(process, list(network.hosts.values()), seconds=240)
+    code, together = watch_until_exit(process, list(network.hosts.values()), PATIENCE)
     assert code == 0, log.read_text()
     assert len(together) == WORKERS
     assert "Data:      bundled CIFAR-10 sample: 5,000 training" in log.read_text()

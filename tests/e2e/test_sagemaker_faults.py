@@ -101,7 +101,7 @@ def test_missing_head_is_named(request_of_two: dict[str, Any], simulate: Simulat
     job = simulate(request_of_two, shm="2g")
     other = job.hosts[1]
     job.start([other], VGG_JOIN_SECONDS="5")
-    assert other.wait(60) == 10, job.logs()
+    assert other.wait(PATIENCE) == 10, job.logs()
     assert other.failure and other.failure.startswith("after 5 s, the head, algo-1, does not answer")
 
 
@@ -113,7 +113,7 @@ def test_sigterm_before_the_head_answers_stops_at_once(request_of_two: dict[str,
     time.sleep(3)
     other.send_signal(signal.SIGTERM)
     started = time.monotonic()
-    assert other.wait(60) == 143, job.logs()
+    assert other.wait(PATIENCE) == 143, job.logs()
     assert time.monotonic() - started < 15
 
 
@@ -124,7 +124,7 @@ def test_wrong_channel_is_rejected_on_all_hosts_before_ray_starts(
     channel["ChannelName"] = "train"
     job = simulate(request_of_two)
     job.start()
-    assert job.wait(60) == {"algo-1": 2, "algo-2": 2}, job.logs()
+    assert job.wait(PATIENCE) == {"algo-1": 2, "algo-2": 2}, job.logs()
     for host in job.hosts:
         assert host.failure and "data channel train: expected one named training" in host.failure
     assert "starting Ray" not in job.hosts[0].log
@@ -146,6 +146,6 @@ def test_unencoded_apostrophe_fails_in_the_sdks_scripts(request_of_one: dict[str
     request_of_one["HyperParameters"]["resume"] = "it's"
     job = simulate(request_of_one)
     job.start()
-    assert job.wait(60)["algo-1"] != 0
+    assert job.wait(PATIENCE)["algo-1"] != 0
     assert "unexpected EOF while looking for matching" in job.hosts[0].log
     assert job.hosts[0].failure is None

@@ -90,7 +90,7 @@ def test_first_real_exception_of_a_rank_reaches_the_user(
     rank, cause = first_cause(failure.value.worker_failures)
     assert rank == 0
     assert "a fault in the code" in str(cause)
-    wait_until(lambda: bool(re.search("restart 1 of at most 1", "".join(capfd.readouterr()))), seconds=10)
+    wait_until(lambda: bool(re.search("restart 1 of at most 1", "".join(capfd.readouterr()))))
 
 
 def test_hung_rank_is_named(train: Callable[..., object]) -> None:

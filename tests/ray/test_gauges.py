@@ -56,7 +56,7 @@ def prometheus(folder: Path) -> Iterator[Callable[..., Any]]:
 
     def ask(path: str, **query: object) -> Any:
         url = f"http://127.0.0.1:{port}/api/v1/{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=10) as response:
+        with urllib.request.urlopen(url, timeout=60) as response:
             return json.load(response)["data"]
 
     with (folder / "log").open("w") as log:
@@ -72,7 +72,7 @@ def scrape(run_name: str) -> dict[str, float]:
     """The values of a run's gauges, as Prometheus would scrape them."""
     (node,) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-    with urllib.request.urlopen(url, timeout=10) as response:
+    with urllib.request.urlopen(url, timeout=60) as response:
         lines = response.read().decode().splitlines()
     found = {}
     for line in lines:

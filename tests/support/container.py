@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.command import SETTINGS
+from support.command import PATIENCE, SETTINGS
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TOOLS = ("ip", "unshare", "nsenter", "mount")
@@ -136,10 +136,10 @@ class Container:
         # `unshare` exits with its child's exit code or signal.
         return code if code >= 0 else 128 - code
 
-    def run(self, *command: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in the container."""
         enter = ["nsenter", "--target", str(self.pid1()), "--mount", "--net", "--pid", "--uts", "--ipc"]
-        return subprocess.run([*enter, *command], capture_output=True, text=True, timeout=timeout)
+        return subprocess.run([*enter, *command], capture_output=True, text=True, timeout=PATIENCE)
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], shm: str) -> None:
         """Start a command as PID 1 of the container."""

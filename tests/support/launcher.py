@@ -71,7 +71,7 @@ class Laptop:
                 start_new_session=True,
             )
 
-    def run(self, *command: object, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: object) -> subprocess.CompletedProcess[str]:
         """Run a command and wait for it; stdout includes stderr."""
         return subprocess.run(
             [str(part) for part in command],
@@ -81,7 +81,7 @@ class Laptop:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
+            timeout=PATIENCE,
         )
 
     def up(self) -> None:
@@ -126,7 +126,7 @@ class Laptop:
 def request(url: str, token: str | None = None) -> http.client.HTTPResponse:
     """The response to a GET request."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    answer: http.client.HTTPResponse = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10)
+    answer: http.client.HTTPResponse = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60)
     return answer
 
 
