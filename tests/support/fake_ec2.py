@@ -17,18 +17,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import boto3
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from support import ssh_hosts
 from support.command import ROOT, free_port
 from support.imds import INTERRUPTION
+from support.s3_server import CREDENTIALS, client
 
 REGION = "us-west-2"
 STACK = "vgg-test"
 IMAGE_PARAMETER = "/images/newest"
-LAPTOP, HEAD, WORKER, AWS = "LAPTOP", "HEAD", "WORKER", "AWS"
+LAPTOP, HEAD, WORKER, AWS = "LAPTOP", "HEAD", "WORKER", CREDENTIALS["AWS_ACCESS_KEY_ID"]
 SSH_CIDR = "203.0.113.7/32"
 
 
@@ -54,14 +54,10 @@ class Account:
     endpoint: str
     calls: list[Call] = field(default_factory=list)
     outputs: dict[str, str] = field(default_factory=dict)
-    _clients: dict[str, Any] = field(default_factory=dict)
 
     def client(self, service: str) -> Any:
-        """A client with the account's own credentials; created once, because boto3 takes a while to create it."""
-        if service not in self._clients:
-            keys = {"aws_access_key_id": AWS, "aws_secret_access_key": "secret"}
-            self._clients[service] = boto3.client(service, region_name=REGION, endpoint_url=self.endpoint, **keys)
-        return self._clients[service]
+        """A client with the account's own credentials."""
+        return client(self.endpoint, service, REGION)
 
     def instances(self, *states: str) -> list[dict[str, Any]]:
         """Instances in these states; all instances if none is given."""
