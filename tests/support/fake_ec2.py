@@ -18,12 +18,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from support import ssh_hosts
 from support.command import ROOT, free_port
 from support.imds import INTERRUPTION
-from support.s3_server import CREDENTIALS, client
+from support.s3_server import CREDENTIALS, client, serving
 
 REGION = "us-west-2"
 STACK = "vgg-test"
@@ -39,11 +38,6 @@ class Call:
     caller: str
     action: str
     parameters: dict[str, str]
-
-
-class _Quiet(WSGIRequestHandler):
-    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - the base class's names
-        """Print nothing; the base class writes to stderr."""
 
 
 @dataclass
@@ -122,12 +116,9 @@ def account() -> Iterator[Account]:
         port = free_port()
         made = Account(network, f"http://{network.gateway}:{port}")
         application = _recorder(DomainDispatcherApplication(create_backend_app), made.calls)
-        server = make_server(network.gateway, port, application, threaded=True, request_handler=_Quiet)
-        serving = threading.Thread(target=server.serve_forever, daemon=True)
-        serving.start()
-        _deploy(made)
         stop = threading.Event()
-        with ThreadPoolExecutor(1) as pool:
+        with serving(application, network.gateway, port), ThreadPoolExecutor(1) as pool:
+            _deploy(made)
             keeping = pool.submit(_keep_hosts, made, stop)
             try:
                 yield made
@@ -135,8 +126,6 @@ def account() -> Iterator[Account]:
                 stop.set()
                 # Raises the exception of that thread, if any.
                 keeping.result()
-                server.shutdown()
-                serving.join()
 
 
 def _deploy(made: Account) -> None:

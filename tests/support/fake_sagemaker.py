@@ -4,7 +4,6 @@ import io
 import json
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,10 +13,9 @@ from typing import Any
 
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from moto.sagemaker.models import sagemaker_backends
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from support.command import free_port, submit_to_sagemaker
-from support.s3_server import BUCKET, client
+from support.s3_server import BUCKET, client, serving
 
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 ACCOUNT = "123456789012"
@@ -25,11 +23,6 @@ ROLE = f"arn:aws:iam::{ACCOUNT}:role/training"
 # Not the region of s3_server, so that a test fails if the program mixes them up.
 REGION = "eu-west-1"
 MACHINE = ("--role", ROLE, "--region", REGION, "--bucket", BUCKET, "--instance-type", "ml.c5.xlarge")
-
-
-class _Quiet(WSGIRequestHandler):
-    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - the base class's names
-        """Print nothing; the base class writes to stderr."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +97,6 @@ def service(environment: dict[str, str]) -> Iterator[Service]:
     port = free_port()
     running = Service(f"http://127.0.0.1:{port}", environment)
     application = running.wrap(DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", port, application, threaded=True, request_handler=_Quiet)
-    serving = threading.Thread(target=server.serve_forever, daemon=True)
-    serving.start()
-    client(running.endpoint).create_bucket(Bucket=BUCKET)
-    try:
+    with serving(application, "127.0.0.1", port):
+        client(running.endpoint).create_bucket(Bucket=BUCKET)
         yield running
-    finally:
-        server.shutdown()
-        serving.join()

@@ -3,12 +3,15 @@
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import boto3
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 from support.command import wait_until
 
@@ -40,6 +43,24 @@ def s3_server(port: int, host: str = "127.0.0.1") -> Iterator[str]:
     with aws_server(port, host) as endpoint:
         client(endpoint).create_bucket(Bucket=BUCKET)
         yield endpoint
+
+
+class _Quiet(WSGIRequestHandler):
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - the base class's names
+        """Print nothing; the base class writes to stderr."""
+
+
+@contextmanager
+def serving(application: Callable[..., Any], host: str, port: int) -> Iterator[None]:
+    """Serve a WSGI application from a thread of this process."""
+    server = make_server(host, port, application, threaded=True, request_handler=_Quiet)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
 
 
 def _answers(host: str, port: int) -> bool:
