@@ -34,6 +34,10 @@ class PredictConfig:
     """Measure accuracy on this data instead; takes the same values as --data of main.py."""
     split: Literal["train", "test"] = "test"
     """Split of --data to use."""
+    image_column: str | None = None
+    """Column of the images in the Parquet files of --data. Default: image or img."""
+    label_column: str | None = None
+    """Column of the labels in the Parquet files of --data. Default: label, labels, or fine_label."""
     data_dir: str = "data"
     """Folder that holds CIFAR-10; it is downloaded there if missing."""
     tta: bool = False
@@ -76,11 +80,14 @@ def classify(classifier: "Classifier", config: PredictConfig) -> None:
 
 def evaluate(classifier: "Classifier", config: PredictConfig) -> None:
     """Print the accuracy on a split."""
+    from vgg_ddp.data.columns import ColumnNames
     from vgg_ddp.data.dataset import load_split
     from vgg_ddp.data.source import find_source
 
     assert config.data is not None
-    split, names = load_split(find_source(config.data, config.data_dir), config.split, classifier.image_size)
+    columns = ColumnNames(config.image_column, config.label_column)
+    source = find_source(config.data, config.data_dir, columns)
+    split, names = load_split(source, config.split, classifier.image_size)
     check_classes(classifier, split.labels, names, config)
     for tta in (False, True)[: 1 + config.tta]:
         predicted = classifier.probabilities(split.images, tta).argmax(dim=1).numpy()

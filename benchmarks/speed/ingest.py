@@ -33,7 +33,7 @@ from benchmarks.record import new_parser, write_json
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.dataset import load_dataset
 from vgg_ddp.data.feeds import Feed, MemoryFeed
-from vgg_ddp.data.parquet import find_files
+from vgg_ddp.data.layout import find_layout
 from vgg_ddp.data.source import find_source
 from vgg_ddp.data.stream_feed import StreamFeed
 from vgg_ddp.data.streamed_dataset import open_stream
@@ -49,8 +49,8 @@ class EncodedImages(Dataset[tuple[torch.Tensor, int]]):
     """Encoded images of Parquet files, decoded and augmented one by one, as in most tutorials."""
 
     def __init__(self, location: str) -> None:
-        folder, files = find_files(location, "train")
-        tables = [pq.read_table((folder / file).path) for file in files]
+        layout = find_layout(location)
+        tables = [pq.read_table((layout.folder / file).path) for file in layout.train.files]
         self.images = [cell["bytes"] for table in tables for cell in table.column(0).to_pylist()]
         self.labels = [label for table in tables for label in table.column("label").to_pylist()]
         augment = [transforms.Resize((32, 32)), transforms.RandomCrop(32, padding=4), transforms.RandomHorizontalFlip()]

@@ -18,6 +18,8 @@ RECIPE_FIELDS = ("lr", "momentum", "weight_decay", "label_smoothing", "augment_s
 # Settings that determine the trained weights: a resumed run must not change them.
 TRAJECTORY_FIELDS = (
     "data",
+    "image_column",
+    "label_column",
     "ingest",
     "image_size",
     "half_size_epochs",
@@ -98,8 +100,13 @@ class TrainConfig:
     """On a CPU, use Winograd convolutions where they are faster; results differ by rounding."""
 
     data: str = "auto"
-    """Training data: cifar10, sample (bundled), or a folder or URI (s3://...) with train*.parquet and test*.parquet
-    files (columns image or img, and label). auto: cifar10 from --data-dir or the network, otherwise sample."""
+    """Training data: cifar10, sample (bundled), or a folder or URI (s3://...) with Parquet files of images and labels:
+    train*.parquet, and test*.parquet or validation*.parquet files. auto: cifar10 from --data-dir or the
+    network, otherwise sample."""
+    image_column: str | None = None
+    """Column of the images in Parquet files. Default: image or img."""
+    label_column: str | None = None
+    """Column of the labels in Parquet files. Default: label, labels, or fine_label."""
     data_dir: str = "data"
     """Folder that holds CIFAR-10; it is downloaded there if missing."""
     ingest: Literal["auto", "memory", "stream"] = "auto"

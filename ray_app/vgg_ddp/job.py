@@ -55,7 +55,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a run: images and, with --init-from, initial weights."""
+    """The inputs of a run: images, with --init-from initial weights, and the digest of the images' files."""
 
     dataset: Dataset | StreamedDataset
     pretrained: Pretrained | None = None
+    digest: str = ""

@@ -19,10 +19,9 @@ def check_data(config: JobConfig) -> None:
         UsageError: if the folder does not exist, or lacks the Parquet files of a split.
     """
     if config.has_own_data and not config.data.startswith("s3://"):
-        from vgg_ddp.data.parquet import find_files
+        from vgg_ddp.data.layout import find_layout
 
-        for split in ("train", "test"):
-            find_files(config.data, split)
+        find_layout(config.data)
 
 
 def create_channels(trainer: "ModelTrainer", config: JobConfig) -> list[Any]:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vgg_ddp.data.parquet import merge_class_names, read_split
+from vgg_ddp.data.columns import UNLABELED
+from vgg_ddp.data.layout import SplitFiles
+from vgg_ddp.data.parquet import merge_class_names, open_file, read_files
 from vgg_ddp.data.source import CIFAR10_CLASSES, Source, SplitName
 from vgg_ddp.flags import UsageError
 
@@ -30,6 +32,7 @@ class Dataset:
         class_names: one per label.
         mean: mean of each channel of the training images, on a scale of 0 to 255.
         std: standard deviation of each channel of the training images, on the same scale.
+        test_name: name of the split that `test` comes from; None if no test split has labels. `test` is then empty.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    test_name: str | None = "test"
 
     @property
     def num_train(self) -> int:
@@ -55,7 +59,11 @@ def load_dataset(source: Source, image_size: int) -> Dataset:
         UsageError: naming the file and row that is invalid.
     """
     train, names = load_split(source, "train", image_size)
-    test, test_names = load_split(source, "test", image_size)
+    test_split = choose_test_split(source)
+    if test_split is None:
+        test, test_names = Split(train.images[:0], train.labels[:0]), None
+    else:
+        test, test_names = load_split(source, "test", image_size)
     names = merge_class_names({"the training split": names, "the test split": test_names}, source.location)
     names = names or name_classes(int(train.labels.max()), len(train), source.location)
     for split_name, split in (("train", train), ("test", test)):
@@ -66,7 +74,45 @@ def load_dataset(source: Source, image_size: int) -> Dataset:
                 f"out of range: expected 0 to {len(names) - 1}, the classes of the training split."
             )
     mean, std = channel_statistics(train.images)
-    return Dataset(source.name, train, test, names, mean, std)
+    return Dataset(source.name, train, test, names, mean, std, test_split)
+
+
+def choose_test_split(source: Source) -> str | None:
+    """The name of the first test split that has labels; None if all labels of each are secret.
+
+    Raises:
+        UsageError: naming the file that cannot be read.
+    """
+    if source.layout is None:
+        return "test"
+    return next((split.name for split in source.layout.tests if _has_labels(source, split)), None)
+
+
+def _has_labels(source: Source, split: SplitFiles) -> bool:
+    assert source.layout is not None
+    for name in split.files:
+        with open_file(source.layout.folder, name, source.columns) as parquet:
+            for row_group, rows in enumerate(parquet.row_groups):
+                if rows:
+                    # One row group is enough: labels are secret for a whole split.
+                    return bool((parquet.labels(row_group) != UNLABELED).any())
+    return True
+
+
+def split_files(source: Source, split: SplitName) -> tuple[str, ...]:
+    """The Parquet files of the training split, or of the test split that has labels.
+
+    Raises:
+        UsageError: if no test split has labels.
+    """
+    assert source.layout is not None
+    if split == "train":
+        return source.layout.train.files
+    chosen = choose_test_split(source)
+    files = next((test.files for test in source.layout.tests if test.name == chosen), None)
+    if files is None:
+        raise UsageError(f"the test split of {source.location} has no labels (all are {UNLABELED}).")
+    return files
 
 
 def name_classes(highest: int, num_images: int, location: str) -> tuple[str, ...]:
@@ -91,7 +137,8 @@ def load_split(source: Source, split: SplitName, image_size: int) -> tuple[Split
     """
     if source.kind == "cifar10":
         return _load_cifar10(source, split, image_size)
-    images, labels, names = read_split(source.location, split, image_size)
+    assert source.layout is not None
+    images, labels, names = read_files(source.layout.folder, split_files(source, split), source.columns, image_size)
     decoded = Split(images, labels)
     if not len(decoded):
         raise UsageError(f"the {split} split of {source.location} is empty: expected at least one image.")

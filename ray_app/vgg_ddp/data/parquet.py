@@ -1,11 +1,11 @@
 """Read images and labels from Parquet files in the layout of the Hugging Face `datasets` library."""
 
 import json
+import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from itertools import zip_longest
 from typing import TypeVar
 
@@ -14,99 +14,119 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vgg_ddp.data.columns import Cells, ColumnNames, Columns, choose_columns, image_cells, label_values
 from vgg_ddp.data.decode import decode_image
+from vgg_ddp.data.layout import partitions
 from vgg_ddp.flags import UsageError
 from vgg_ddp.machine.limits import usable_cores
 from vgg_ddp.run.storage import Folder
 
-IMAGE_COLUMNS = ("img", "image")
 PARALLEL_READS = 16
 ROWS_PER_BATCH = 1000
+# pyarrow cannot return more than 2 GiB of nested binary data at once, and images differ in size.
+BYTES_PER_BATCH = 2**28
 T = TypeVar("T")
 
 
-def find_files(location: str, split: str) -> tuple[Folder, list[str]]:
-    """List the Parquet files of a split in a folder, given as a path or URI.
+@dataclass(frozen=True)
+class Rows:
+    """Consecutive rows of a file.
 
-    Raises:
-        UsageError: if the folder does not exist, or has no such files.
+    Attributes:
+        first: index of the first row in the file.
+        images: the image column.
+        labels: int64 (N,).
     """
-    try:
-        folder = Folder.at(location)
-        names = folder.names()
-        exists = bool(names) or folder.exists()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--data {location} cannot be read: {error}") from error
-    if not exists:
-        raise UsageError(f"--data {location} does not exist: expected auto, cifar10, sample, or a folder or URI.")
-    files = [name for name in names if fnmatch(name, f"{split}*.parquet")]
-    if not files:
-        raise UsageError(f"--data {location} has no {split}*.parquet: expected train*.parquet and test*.parquet.")
-    return folder, files
 
+    first: int
+    images: pa.Array
+    labels: npt.NDArray[np.int64]
 
-def read_split(
-    location: str, split: str, image_size: int
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], tuple[str, ...] | None]:
-    """Images (N, image_size, image_size, 3) and labels (N,) of a split, and the class names if the files have them.
+    def __len__(self) -> int:
+        return len(self.labels)
 
-    Raises:
-        UsageError: naming the file and row that is invalid.
-    """
-    folder, files = find_files(location, split)
-    names: dict[str, tuple[str, ...] | None] = {}
-    images, labels = [np.empty((0, image_size, image_size, 3), np.uint8)], [np.empty(0, np.int64)]
-    for file in files:
-        with open_file(folder, file) as parquet:
-            names[file] = read_class_names(parquet.file.schema_arrow)
-            row = 0
-            # In batches, because encoded images can be much larger than decoded ones.
-            for batch in parquet.file.iter_batches(ROWS_PER_BATCH, columns=list(parquet.columns)):
-                table = parquet.rename(pa.Table.from_batches([batch]))
-                labels.append(read_labels(table, file, row))
-                images.append(decode_images(table, file, image_size, row))
-                row += len(batch)
-    return np.concatenate(images), np.concatenate(labels), merge_class_names(names, location)
+    def slice(self, start: int, stop: int) -> "Rows":
+        return Rows(self.first + start, self.images.slice(start, stop - start), self.labels[start:stop])
 
 
 @dataclass(frozen=True)
 class ParquetImages:
-    """An open Parquet file of images and labels.
+    """An open Parquet file of images and labels; `name` is its path in the folder of the data set."""
 
-    Attributes:
-        name: file name, without the folder.
-        columns: names of the image and label columns.
-    """
-
+    folder: Folder
     name: str
     file: pq.ParquetFile
-    columns: tuple[str, str]
+    columns: Columns
 
-    def rename(self, table: pa.Table) -> pa.Table:
-        """Select the two columns and name them image and label; keep the metadata, which may have the class names."""
-        return (
-            table.select(self.columns)
-            .rename_columns(["image", "label"])
-            .replace_schema_metadata(self.file.schema_arrow.metadata)
-        )
+    @property
+    def row_groups(self) -> list[int]:
+        """Number of rows of each row group."""
+        metadata = self.file.metadata
+        return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+
+    def batches(self, row_group: int, most_rows: int = ROWS_PER_BATCH) -> Iterator[Rows]:
+        """The rows of a row group in batches, because encoded images can be much larger than decoded ones."""
+        group = self.file.metadata.row_group(row_group)
+        bytes_each = group.total_byte_size / max(1, group.num_rows)
+        count = max(1, min(most_rows, int(BYTES_PER_BATCH / max(1.0, bytes_each))))
+        first = sum(self.row_groups[:row_group])
+        for batch in self.file.iter_batches(count, row_groups=[row_group], columns=self.columns.in_file()):
+            yield Rows(first, batch.column(self.columns.image), self._labels(batch, first))
+            first += len(batch)
+
+    def labels(self, row_group: int) -> npt.NDArray[np.int64]:
+        """The labels of a row group."""
+        rows = self.row_groups
+        if self.columns.constant_label is not None:
+            return np.full(rows[row_group], self.columns.constant_label, np.int64)
+        first = sum(rows[:row_group])
+        table = self.file.read_row_group(row_group, columns=[self.columns.label])
+        return self._labels(table.combine_chunks().to_batches()[0], first) if len(table) else np.empty(0, np.int64)
+
+    def _labels(self, batch: pa.RecordBatch, first: int) -> npt.NDArray[np.int64]:
+        if self.columns.constant_label is not None:
+            return np.full(len(batch), self.columns.constant_label, np.int64)
+        return label_values(batch.column(self.columns.label), self.name, first)
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """Class names from the metadata that the Hugging Face `datasets` library writes; None if missing."""
+        try:
+            features = json.loads((self.file.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
+            return tuple(str(name) for name in features[self.columns.label]["names"]) or None
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def read_linked(self, path: str) -> bytes:
+        """Read the image file that a row names: an absolute local path, or a path relative to this Parquet file.
+
+        Raises:
+            OSError: if it cannot be read.
+        """
+        is_absolute = posixpath.isabs(path)
+        if is_absolute and not self.folder.is_local:
+            raise OSError("it is not in the storage of the data")
+        return self.folder.read(path if is_absolute else posixpath.join(posixpath.dirname(self.name), path))
 
 
 @contextmanager
-def open_file(folder: Folder, name: str) -> Iterator[ParquetImages]:
+def open_file(folder: Folder, name: str, wanted: ColumnNames) -> Iterator[ParquetImages]:
     """Open a Parquet file and check its columns.
 
     Raises:
         UsageError: naming the file, if its columns are wrong or it cannot be read, even later in the context.
     """
+    path = str(folder / name)
     try:
         with folder.filesystem.open_input_file((folder / name).path) as stream:
             file = pq.ParquetFile(stream)
-            yield ParquetImages(name, file, (_check_columns(file.schema_arrow, str(folder / name)), "label"))
+            yield ParquetImages(folder, name, file, choose_columns(file.schema_arrow, wanted, partitions(name), path))
     except (OSError, pa.ArrowInvalid) as error:
-        raise UsageError(f"{folder / name} cannot be read as Parquet: {error}") from error
+        raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
 
 
-def scan_files(folder: Folder, names: Sequence[str], scan: Callable[[ParquetImages], T]) -> list[T]:
+def scan_files(
+    folder: Folder, names: Sequence[str], wanted: ColumnNames, scan: Callable[[ParquetImages], T]
+) -> list[T]:
     """Call a function on each file, several at a time because S3 is slow to respond; results are in file order.
 
     Raises:
@@ -114,42 +134,38 @@ def scan_files(folder: Folder, names: Sequence[str], scan: Callable[[ParquetImag
     """
 
     def scan_file(name: str) -> T:
-        with open_file(folder, name) as parquet:
+        with open_file(folder, name, wanted) as parquet:
             return scan(parquet)
 
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
         return list(pool.map(scan_file, names))
 
 
-def _check_columns(schema: pa.Schema, file: str) -> str:
-    """Check names and types of the columns; return the name of the image column."""
-    image = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
-    if image is None or "label" not in schema.names:
-        raise UsageError(f"{file} has columns {', '.join(schema.names)}: expected image (or img) and label.")
-    if not pa.types.is_integer(schema.field("label").type):
-        raise UsageError(f"column label of {file} has type {schema.field('label').type}: expected integers.")
-    kind = schema.field(image).type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        kind = kind.field("bytes").type
-    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-        raise UsageError(f"column {image} of {file} has type {kind}: expected binary, or a struct with a field bytes.")
-    return image
+def read_files(
+    folder: Folder, names: Sequence[str], wanted: ColumnNames, image_size: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], tuple[str, ...] | None]:
+    """Images (N, image_size, image_size, 3) and labels (N,) of files, and the class names if the files have them.
 
-
-def read_class_names(schema: pa.Schema) -> tuple[str, ...] | None:
-    """Class names from the metadata that the Hugging Face `datasets` library writes; None if missing."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features["label"]["names"]) or None
-    except (KeyError, TypeError, ValueError):
-        return None
+    Raises:
+        UsageError: naming the file and row that is invalid.
+    """
+    class_names: dict[str, tuple[str, ...] | None] = {}
+    images, labels = [np.empty((0, image_size, image_size, 3), np.uint8)], [np.empty(0, np.int64)]
+    for name in names:
+        with open_file(folder, name, wanted) as parquet:
+            class_names[name] = parquet.class_names()
+            for row_group in range(len(parquet.row_groups)):
+                for rows in parquet.batches(row_group):
+                    labels.append(rows.labels)
+                    images.append(decode_images(parquet, rows, image_size))
+    return np.concatenate(images), np.concatenate(labels), merge_class_names(class_names, str(folder))
 
 
 def merge_class_names(found: Mapping[str, tuple[str, ...] | None], location: str) -> tuple[str, ...] | None:
     """The class names, which must agree in all places; places without names are ignored.
 
     Raises:
-        UsageError: naming two places and the first class name that differs.
+        UsageError: naming two places and the first class name that differs, or a name that occurs twice.
     """
     named = [(place, names) for place, names in found.items() if names]
     for place, names in named[1:]:
@@ -160,51 +176,51 @@ def merge_class_names(found: Mapping[str, tuple[str, ...] | None], location: str
                     f"the class names in {location} differ: label {label} is {expected} in {first_place} but {name} in "
                     f"{place}."
                 )
-    return named[0][1] if named else None
-
-
-def read_labels(table: pa.Table, file: str, first_row: int = 0) -> npt.NDArray[np.int64]:
-    """The labels of a table, int64 (N,); `first_row` is the table's first row in the file.
-
-    Raises:
-        UsageError: naming the row that has no label.
-    """
-    column = table.column("label")
-    if column.null_count:
-        row = first_row + column.is_null().to_numpy().argmax()
-        raise UsageError(f"row {row} of {file} has no label: expected an integer.")
-    return column.to_numpy().astype(np.int64)  # type: ignore[no-any-return]
-
-
-def _image_bytes(table: pa.Table) -> list[bytes | None]:
-    column = table.column("image").combine_chunks()
-    if pa.types.is_struct(column.type):
-        column = column.field("bytes")
-    return column.to_pylist()  # type: ignore[no-any-return]
+    if not named:
+        return None
+    place, names = named[0]
+    if repeated := next((name for label, name in enumerate(names) if name in names[:label]), None):
+        raise UsageError(f"{place} in {location} has two classes named {repeated}: class names must differ.")
+    return names
 
 
 def decode_images(
-    table: pa.Table, file: str, image_size: int, first_row: int = 0, threads: int | None = None
+    parquet: ParquetImages, rows: Rows, image_size: int, threads: int | None = None
 ) -> npt.NDArray[np.uint8]:
-    """Decode and resize the images of a table: uint8 (N, image_size, image_size, 3). Uses all cores by default.
+    """Decode and resize the images of rows: uint8 (N, image_size, image_size, 3). Uses all cores by default.
 
     Raises:
         UsageError: naming the row whose image cannot be decoded.
     """
-    encoded = _image_bytes(table)
-    images = np.empty((len(encoded), image_size, image_size, 3), dtype=np.uint8)
+    cells = image_cells(rows.images)
+    images = np.empty((len(rows), image_size, image_size, 3), dtype=np.uint8)
 
-    def decode_rows(rows: range) -> None:
-        for row in rows:
+    def decode(indices: range) -> None:
+        for index in indices:
             try:
-                images[row] = decode_image(encoded[row] or b"", image_size)
+                images[index] = decode_image(_content(parquet, rows, cells, index), image_size)
             except OSError as error:
                 raise UsageError(
-                    f"the image in row {first_row + row} of {file} cannot be decoded ({error}): expected PNG or JPEG."
+                    f"the image in row {rows.first + index} of {parquet.name} cannot be decoded ({error}): expected "
+                    "PNG or JPEG."
                 ) from error
 
-    chunks = [range(start, min(start + 100, len(encoded))) for start in range(0, len(encoded), 100)]
+    chunks = [range(start, min(start + 100, len(rows))) for start in range(0, len(rows), 100)]
     with ThreadPoolExecutor(threads or usable_cores()) as pool:
-        for _ in pool.map(decode_rows, chunks):
+        for _ in pool.map(decode, chunks):
             pass
     return images
+
+
+def _content(parquet: ParquetImages, rows: Rows, cells: Cells, index: int) -> bytes:
+    encoded, path = cells.encoded[index], cells.paths[index]
+    if encoded is not None or path is None:
+        return encoded or b""
+    try:
+        return parquet.read_linked(path)
+    except OSError as error:
+        reason = "it does not exist" if isinstance(error, FileNotFoundError) else str(error)
+        raise UsageError(
+            f"row {rows.first + index} of {parquet.name} has only the path of an image, {path}, which cannot be read: "
+            f"{reason}."
+        ) from error

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from vgg_ddp.data.parquet import find_files
+from vgg_ddp.data.columns import BY_NAME, ColumnNames
+from vgg_ddp.data.layout import Layout, find_layout
 from vgg_ddp.flags import UsageError
 from vgg_ddp.machine import torchrun
 from vgg_ddp.run.storage import absolute
@@ -23,7 +24,6 @@ CIFAR10_IMAGES = 60_000
 CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 PROBE_SECONDS = 5.0
 SplitName = Literal["train", "test"]
-SPLITS: tuple[SplitName, ...] = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,31 @@ class Source:
         name: shown in messages.
         location: path or URI of the folder.
         class_names: None if they must be read from the files.
+        layout: the Parquet files of each split; None for CIFAR-10.
+        columns: the columns that the flags name.
     """
 
     name: str
     location: str
-    kind: Literal["cifar10", "parquet"]
     class_names: tuple[str, ...] | None = None
+    layout: Layout | None = None
+    columns: ColumnNames = BY_NAME
+
+    @property
+    def kind(self) -> Literal["cifar10", "parquet"]:
+        return "parquet" if self.layout else "cifar10"
 
 
-def find_source(data: str, data_dir: str) -> Source:
+def find_source(data: str, data_dir: str, columns: ColumnNames = BY_NAME) -> Source:
     """Find the data that --data selects; download CIFAR-10 if needed.
+
+    `columns` are those that --image-column and --label-column name.
 
     Raises:
         UsageError: if the data does not exist, or cannot be downloaded.
     """
-    sample = Source("bundled CIFAR-10 sample", str(SAMPLE_FOLDER), "parquet", CIFAR10_CLASSES)
     if data == "sample":
-        return sample
+        return _sample()
     if data in ("auto", "cifar10"):
         try:
             return _find_cifar10(data_dir)
@@ -58,16 +66,24 @@ def find_source(data: str, data_dir: str) -> Source:
             if data == "cifar10":
                 raise
             _print_once(f"NOTE: {error}\nNOTE: training on the bundled sample of 5,000 + 1,000 images instead.")
-            return sample
+            return _sample()
     location = absolute(data)
-    # Checked here, so that a wrong path is reported before Ray starts.
-    for split in SPLITS:
-        find_files(location, split)
-    return Source(location, location, "parquet")
+    # Listed here, so that a wrong path or a missing file is reported before Ray starts.
+    layout = find_layout(location)
+    if layout.ignored:
+        _print_once(
+            f"NOTE: {', '.join(layout.ignored)} in {location} not used: expected names such as train-0.parquet."
+        )
+    return Source(location, location, layout=layout, columns=columns)
+
+
+def _sample() -> Source:
+    location = str(SAMPLE_FOLDER)
+    return Source("bundled CIFAR-10 sample", location, CIFAR10_CLASSES, find_layout(location))
 
 
 def _find_cifar10(data_dir: str) -> Source:
-    source = Source("CIFAR-10", absolute(data_dir), "cifar10", CIFAR10_CLASSES)
+    source = Source("CIFAR-10", absolute(data_dir), CIFAR10_CLASSES)
     lock_file = os.path.join(source.location, ".download.lock")
     if os.path.isdir(os.path.join(source.location, "cifar-10-batches-py")):
         with contextlib.suppress(FileNotFoundError), open(lock_file) as lock:

@@ -80,11 +80,12 @@ class StreamFeed:
         """Batches of the images in these rows, in order. Ray Data decodes them ahead, one task per range."""
         if not ranges:
             return iter(())
-        folder, image_size = self._dataset.folder, self._dataset.image_size
+        dataset = self._dataset
+        folder, image_size, columns = dataset.folder, dataset.image_size, dataset.columns
 
         def decode(batch: Batch) -> Iterator[Batch]:
             (index,) = batch["item"]
-            yield from decode_rows(folder, ranges[index], image_size)
+            yield from decode_rows(folder, ranges[index], image_size, columns)
 
         # Not ray.data.range: its read tasks reserve a CPU each.
         indices = ray.data.from_items(list(range(len(ranges))), override_num_blocks=len(ranges))

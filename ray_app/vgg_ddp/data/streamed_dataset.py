@@ -9,19 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
-from vgg_ddp.data.dataset import channel_statistics, name_classes
-from vgg_ddp.data.parquet import (
-    ParquetImages,
-    decode_images,
-    find_files,
-    merge_class_names,
-    open_file,
-    read_class_names,
-    read_labels,
-    scan_files,
-)
+from vgg_ddp.data.columns import BY_NAME, ColumnNames
+from vgg_ddp.data.dataset import channel_statistics, choose_test_split, name_classes, split_files
+from vgg_ddp.data.parquet import ParquetImages, decode_images, merge_class_names, open_file, scan_files
 from vgg_ddp.data.source import Source, SplitName
 from vgg_ddp.flags import UsageError
 from vgg_ddp.run.storage import Folder
@@ -68,6 +59,8 @@ class StreamedDataset:
         name: shown in messages.
         mean: mean of each channel, estimated from some training images, on a scale of 0 to 255.
         std: standard deviation of each channel, estimated in the same way.
+        test_name: name of the split that `test_groups` come from; None if no test split has labels.
+        columns: the columns that the flags name.
     """
 
     name: str
@@ -78,6 +71,8 @@ class StreamedDataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    test_name: str | None = "test"
+    columns: ColumnNames = BY_NAME
 
     @property
     def num_train(self) -> int:
@@ -94,8 +89,11 @@ def open_stream(source: Source, image_size: int) -> StreamedDataset:
     Raises:
         UsageError: naming the file that is invalid.
     """
-    folder, train, names = _scan_split(source, "train")
-    _, test, test_names = _scan_split(source, "test")
+    assert source.layout is not None
+    folder = source.layout.folder
+    train, names = _scan_split(source, "train")
+    test_name = choose_test_split(source)
+    test, test_names = _scan_split(source, "test") if test_name else ([], None)
     names = merge_class_names({"the training split": names, "the test split": test_names}, source.location)
     highest, num_train = max(high for _, _, high in train), sum(group.rows for group, _, _ in train)
     names = source.class_names or names or name_classes(highest, num_train, source.location)
@@ -106,18 +104,20 @@ def open_stream(source: Source, image_size: int) -> StreamedDataset:
                 f"range: expected 0 to {len(names) - 1}, the classes of the training split."
             )
     train_groups, test_groups = (tuple(group for group, _, _ in groups) for groups in (train, test))
-    mean, std = channel_statistics(_decode_examples(folder, train_groups, image_size))
-    return StreamedDataset(source.name, folder, train_groups, test_groups, image_size, names, mean, std)
+    examples = _decode_examples(folder, train_groups, image_size, source.columns)
+    mean, std = channel_statistics(examples)
+    return StreamedDataset(
+        source.name, folder, train_groups, test_groups, image_size, names, mean, std, test_name, source.columns
+    )
 
 
-def _scan_split(
-    source: Source, split: SplitName
-) -> tuple[Folder, list[tuple[RowGroup, int, int]], tuple[str, ...] | None]:
-    """The folder; the row groups of a split, each with its lowest and highest label; the class names, if any."""
-    folder, files = find_files(source.location, split)
+def _scan_split(source: Source, split: SplitName) -> tuple[list[tuple[RowGroup, int, int]], tuple[str, ...] | None]:
+    """The row groups of a split, each with its lowest and highest label; the class names, if any."""
+    assert source.layout is not None
+    files = split_files(source, split)
     found: list[tuple[RowGroup, int, int]] = []
     first_image = 0
-    scans = scan_files(folder, files, _scan_labels)
+    scans = scan_files(source.layout.folder, files, source.columns, _scan_labels)
     for name, (_, groups) in zip(files, scans, strict=True):
         first_row = 0
         for index, (rows, low, high) in enumerate(groups):
@@ -128,22 +128,21 @@ def _scan_split(
     if not found:
         raise UsageError(f"the {split} split of {source.location} is empty: expected at least one image.")
     names = {name: names for name, (names, _) in zip(files, scans, strict=True)}
-    return folder, found, merge_class_names(names, source.location)
+    return found, merge_class_names(names, source.location)
 
 
 def _scan_labels(parquet: ParquetImages) -> tuple[tuple[str, ...] | None, list[tuple[int, int, int]]]:
     """A file's class names, if any, and the number of rows, lowest label, and highest label of each row group."""
     groups = []
-    first_row = 0
-    for index in range(parquet.file.num_row_groups):
-        table = parquet.file.read_row_group(index, columns=["label"])
-        labels = read_labels(table, parquet.name, first_row)
+    for index in range(len(parquet.row_groups)):
+        labels = parquet.labels(index)
         groups.append((len(labels), int(labels.min()), int(labels.max())) if len(labels) else (0, 0, 0))
-        first_row += len(labels)
-    return read_class_names(parquet.file.schema_arrow), groups
+    return parquet.class_names(), groups
 
 
-def _decode_examples(folder: Folder, groups: Sequence[RowGroup], image_size: int) -> npt.NDArray[np.uint8]:
+def _decode_examples(
+    folder: Folder, groups: Sequence[RowGroup], image_size: int, columns: ColumnNames
+) -> npt.NDArray[np.uint8]:
     """Decode training images from across the row groups, the same ones in every run.
 
     Raises:
@@ -153,7 +152,7 @@ def _decode_examples(folder: Folder, groups: Sequence[RowGroup], image_size: int
     per_group = -(-count // len(groups))
     step = max(1, len(groups) * min(per_group, min(group.rows for group in groups)) // count)
     ranges = [RowRange(group, 0, min(per_group, group.rows)) for group in groups[::step]]
-    blocks = [block for rows in ranges for block in decode_rows(folder, rows, image_size)]
+    blocks = [block for rows in ranges for block in decode_rows(folder, rows, image_size, columns)]
     for block in blocks:
         if error := first_error(block):
             raise UsageError(error)
@@ -165,7 +164,7 @@ def first_error(batch: Batch) -> str | None:
     return next((str(error) for error in batch["error"] if error), None)
 
 
-def decode_rows(folder: Folder, rows: RowRange, image_size: int) -> Iterator[Batch]:
+def decode_rows(folder: Folder, rows: RowRange, image_size: int, columns: ColumnNames = BY_NAME) -> Iterator[Batch]:
     """Decode part of a row group in blocks of at most 16 MiB.
 
     Yields:
@@ -175,25 +174,23 @@ def decode_rows(folder: Folder, rows: RowRange, image_size: int) -> Iterator[Bat
     """
     group = rows.group
     rows_per_block = max(1, BLOCK_BYTES // (image_size**2 * 3))
-    with open_file(folder, group.file) as parquet:
+    with open_file(folder, group.file, columns) as parquet:
         row = 0
-        batches = parquet.file.iter_batches(rows_per_block, row_groups=[group.index], columns=list(parquet.columns))
-        for batch in batches:
+        for batch in parquet.batches(group.index, rows_per_block):
             start, stop = max(row, rows.start), min(row + len(batch), rows.stop)
             if start < stop:
-                table = parquet.rename(pa.Table.from_batches([batch])).slice(start - row, stop - start)
-                first_row = group.first_row + start
+                part = batch.slice(start - row, stop - row)
                 error = ""
                 try:
-                    images = decode_images(table, group.file, image_size, first_row, threads=1)
+                    images = decode_images(parquet, part, image_size, threads=1)
                 except UsageError as invalid:
                     # Not raised: Ray would retry the task several times and print a page of traceback.
-                    images, error = np.zeros((len(table), image_size, image_size, 3), np.uint8), str(invalid)
+                    images, error = np.zeros((len(part), image_size, image_size, 3), np.uint8), str(invalid)
                 yield {
                     "image": images,
-                    "label": read_labels(table, group.file, first_row),
+                    "label": part.labels,
                     "index": np.arange(group.first_image + start, group.first_image + stop),
-                    "error": np.full(len(table), error),
+                    "error": np.full(len(part), error),
                 }
             row += len(batch)
 

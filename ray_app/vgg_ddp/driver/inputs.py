@@ -4,8 +4,9 @@ from typing import Literal
 
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.dataset import load_dataset
-from vgg_ddp.data.parquet import find_files, scan_files
-from vgg_ddp.data.source import CIFAR10_IMAGES, SPLITS, Source
+from vgg_ddp.data.digest import data_digest
+from vgg_ddp.data.parquet import scan_files
+from vgg_ddp.data.source import CIFAR10_IMAGES, Source
 from vgg_ddp.data.streamed_dataset import open_stream
 from vgg_ddp.flags import UsageError
 from vgg_ddp.job import Inputs
@@ -57,8 +58,10 @@ def load(run: Run, source: Source) -> Inputs:
     # A run that resumes from a checkpoint does not need its initial weights, which may no longer exist.
     if config.init_from and not run.has_checkpoint():
         pretrained = read_pretrained(config.init_from, config.recipe)
+    digest = data_digest(source)
+    run.require_same_images(digest)
     open_dataset = open_stream if config.ingest == "stream" else load_dataset
-    return Inputs(open_dataset(source, config.image_size), pretrained)
+    return Inputs(open_dataset(source, config.image_size), pretrained, digest)
 
 
 def decoded_bytes(source: Source, image_size: int) -> int:
@@ -68,10 +71,8 @@ def decoded_bytes(source: Source, image_size: int) -> int:
         UsageError: naming the file that cannot be read.
     """
     bytes_each = image_size**2 * 3
-    if source.kind == "cifar10":
+    if source.layout is None:
         return CIFAR10_IMAGES * bytes_each
-    images = 0
-    for split in SPLITS:
-        folder, files = find_files(source.location, split)
-        images += sum(scan_files(folder, files, lambda parquet: int(parquet.file.metadata.num_rows)))
-    return images * bytes_each
+    files = [file for split in (source.layout.train, source.layout.tests[0]) for file in split.files]
+    rows = scan_files(source.layout.folder, files, source.columns, lambda parquet: sum(parquet.row_groups))
+    return sum(rows) * bytes_each

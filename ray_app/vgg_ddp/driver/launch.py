@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from vgg_ddp.config import TrainConfig
+from vgg_ddp.data.columns import ColumnNames
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.data.source import find_source
+from vgg_ddp.data.source import Source, find_source
 from vgg_ddp.data.streamed_dataset import StreamedDataset
 from vgg_ddp.driver import ray_environment
 from vgg_ddp.driver.inputs import choose_ingest, load
@@ -54,7 +55,7 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
         print("Use a higher --epochs to train it further, or another --run-name for a new run.")
         return FINISHED
     phases = {"command": started_at, "flags read": time.time()}
-    source = find_source(run.config.data, run.config.data_dir)
+    source = _find_data(run)
     if run.config.data == "auto":
         # Decided now, so that a resume uses the same data.
         run = replace(run, config=replace(run.config, data="cifar10" if source.kind == "cifar10" else "sample"))
@@ -69,6 +70,21 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
             return _train_in_this_process(run, loading, phases)
         address = ray_environment.prepare(run.config.address, ingest == "stream", run.config.min_workers is not None)
         return _train_on_ray(run, address, loading, phases)
+
+
+def _find_data(run: Run) -> Source:
+    """The source of a run's images.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    config = run.config
+    try:
+        return find_source(config.data, config.data_dir, ColumnNames(config.image_column, config.label_column))
+    except UsageError as error:
+        if not run.exists:
+            raise
+        raise UsageError(f"{error} If the data was moved, add --data with its new location.") from error
 
 
 def _in_background(call: Callable[[], T]) -> "Future[T]":
@@ -176,9 +192,12 @@ def with_batch_size(run: Run, dataset: Dataset | StreamedDataset, num_workers: i
 
 def _announce(run: Run, dataset: Dataset | StreamedDataset) -> None:
     """Print the data and the run folder."""
+    images = f"{dataset.num_train:,} training and {dataset.num_test:,} {dataset.test_name or 'test'} images"
+    if dataset.test_name is None:
+        images = f"{dataset.num_train:,} training images (the test images have no labels: no test accuracy)"
     print(
-        f"Data:      {dataset.name}: {dataset.num_train:,} training and {dataset.num_test:,} test images, "
-        f"{len(dataset.class_names)} classes" + ", decoded during training" * (run.config.ingest == "stream")
+        f"Data:      {dataset.name}: {images}, {len(dataset.class_names)} classes"
+        + ", decoded during training" * (run.config.ingest == "stream")
     )
     print(f"Run:       {'resuming ' if run.exists else ''}{run.folder}", flush=True)
 

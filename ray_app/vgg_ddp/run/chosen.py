@@ -13,12 +13,19 @@ PACKAGES = ("torch", "ray")
 
 
 def write_chosen(
-    run: Folder, config: TrainConfig, model: str, device: str, device_name: str, precision: str, world_size: int
+    run: Folder,
+    config: TrainConfig,
+    model: str,
+    device: str,
+    device_name: str,
+    precision: str,
+    world_size: int,
+    images: str,
 ) -> None:
     """Write chosen.json; a resumed run replaces it.
 
     `model` is the class that `build_model` returned, `device` is cpu or cuda, `device_name` is rank 0's processor or
-    GPU, and `precision` is fp32 or bf16.
+    GPU, `precision` is fp32 or bf16, and `images` is the digest of the data.
     """
     chosen = {
         "model": model,
@@ -28,6 +35,7 @@ def write_chosen(
         "fast_convolutions": device == "cpu" and config.fast_convolutions,
         "world_size": world_size,
         "ingest": config.ingest,
+        "images": images,
         "global_batch_size": config.global_batch,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
     }

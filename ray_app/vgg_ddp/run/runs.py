@@ -10,10 +10,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from vgg_ddp.config import DATA_NAMES, PROGRAM, SCRIPT, TRAJECTORY_FIELDS, TrainConfig
-from vgg_ddp.flags import UsageError, parse_flags, setting
+from vgg_ddp.flags import UsageError, flag, parse_flags, setting
 from vgg_ddp.machine import torchrun
+from vgg_ddp.run.chosen import read_chosen
 from vgg_ddp.run.files import CONFIG_FILE, METRICS_FILE, MODEL_FILE, read_config, read_metrics
 from vgg_ddp.run.storage import Folder, absolute, is_checkpoint
+
+# The entry of chosen.json that identifies the images.
+DIGEST = "images"
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,18 @@ class Run:
 
     def has_checkpoint(self) -> bool:
         return self.exists and any(map(is_checkpoint, self.folder.names()))
+
+    def require_same_images(self, digest: str) -> None:
+        """Check that a run to resume was trained on images of this digest.
+
+        Raises:
+            UsageError: if it was trained on others.
+        """
+        if self.exists and read_chosen(self.folder).get(DIGEST, digest) != digest:
+            raise UsageError(
+                f"--data {self.config.data}: run {self.name} was trained on other images; use the data that it was "
+                "started with, or another --run-name for a new run."
+            )
 
     def resume_command(self) -> str:
         """The command that resumes this run from the same working directory."""
@@ -76,16 +92,24 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
     for field in ("data", "ingest"):
         if getattr(config, field) == "auto":
             config = replace(config, **{field: getattr(started_with, field)})
+    # Data may have been moved: once its files are read, their digest shows whether the images are the same.
+    may_move = DIGEST in read_chosen(folder)
     for field in TRAJECTORY_FIELDS:
+        if field == "data" and may_move:
+            continue
         given, before = getattr(config, field), getattr(started_with, field)
         if given != before:
             raise UsageError(
-                f"{setting(field, given)}: run {name} was started with {setting(field, before)}; omit the flag to "
-                "resume, or use another --run-name for a new run."
+                f"{_described(field, given)}: run {name} was started with {_described(field, before)}; omit the flag "
+                "to resume, or use another --run-name for a new run."
             )
     _expect_even_split(config, name)
     config.check_combinations()
     return Run(config, name, folder, exists=True)
+
+
+def _described(field: str, value: object) -> str:
+    return f"no {flag(field)}" if value is None else setting(field, value)
 
 
 def _expect_even_split(config: TrainConfig, name: str) -> None:

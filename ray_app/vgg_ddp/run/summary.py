@@ -1,5 +1,6 @@
 """Metrics as text: one line per epoch, a summary of a run, a comparison of runs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -66,8 +67,8 @@ def format_table(runs: Sequence[FinishedEpochs]) -> str:
                 f"{len(run.rows)}/{run.config['epochs']}",
                 f"{last['loss']:.4f}",
                 f"{last['train_accuracy']:.2%}",
-                f"{last['test_accuracy']:.2%}",
-                f"{best['test_accuracy']:.2%} ({best['epoch']:.0f})",
+                format_share(last["test_accuracy"]),
+                f"{format_share(best['test_accuracy'])} ({best['epoch']:.0f})",
                 f"{mean_images_per_second(run.rows):,.0f}",
                 f"{run.seconds()[-1]:,.1f}",
             )
@@ -102,14 +103,21 @@ def format_row(row: Row, epochs: int) -> str:
     """One aligned line for an epoch."""
     return (
         f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}  loss {row['loss']:.4f}  "
-        f"train {row['train_accuracy']:6.2%}  test {row['test_accuracy']:6.2%}  lr {row['lr']:.4f}  "
+        f"train {row['train_accuracy']:6.2%}  test {format_share(row['test_accuracy']):>6}  lr {row['lr']:.4f}  "
         f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s"
     )
 
 
 def best_row(rows: Sequence[Row]) -> Row:
-    """The first epoch with the highest test accuracy."""
+    """The first epoch with the highest test accuracy; without any, the last epoch."""
+    if math.isnan(rows[-1]["test_accuracy"]):
+        return rows[-1]
     return max(rows, key=lambda row: row["test_accuracy"])
+
+
+def format_share(share: float) -> str:
+    """A share in percent; "-" if it is unknown, as the accuracy on a test split without labels."""
+    return "-" if math.isnan(share) else f"{share:.2%}"
 
 
 def mean_images_per_second(rows: Sequence[Row]) -> float:
@@ -123,11 +131,12 @@ def format_summary(rows: Sequence[Row]) -> str:
     last = rows[-1]
     best, images_per_second = best_row(rows), mean_images_per_second(rows)
     seconds = sum(row["seconds"] for row in rows)
+    accuracy = f"{last['test_accuracy']:.2%} (best {best['test_accuracy']:.2%}, epoch {best['epoch']:.0f})"
     lines = (
         ("epochs", f"{last['epoch']:.0f}"),
         ("training loss", f"{last['loss']:.4f}"),
         ("training accuracy", f"{last['train_accuracy']:.2%}"),
-        ("test accuracy", f"{last['test_accuracy']:.2%} (best {best['test_accuracy']:.2%}, epoch {best['epoch']:.0f})"),
+        ("test accuracy", "- (the test images have no labels)" if math.isnan(last["test_accuracy"]) else accuracy),
         ("training time", f"{seconds:.1f} s"),
         ("images per second", f"{images_per_second:,.0f}"),
     )

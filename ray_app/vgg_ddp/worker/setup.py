@@ -46,7 +46,8 @@ class Worker:
 
     Attributes:
         ddp_model: the model wrapped in DDP; its backward pass averages gradients over the ranks.
-        fingerprint: number of training images and class names; a resumed run must find the same.
+        fingerprint: number of training images, class names, and digest of the images' files; a resumed run must find
+            the same.
     """
 
     config: TrainConfig
@@ -125,7 +126,7 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
         preprocessing={"image_size": config.image_size, "mean": dataset.mean, "std": dataset.std},
         num_test=dataset.num_test,
         steps_per_epoch=dataset.num_train // config.global_batch,
-        fingerprint={"training_images": dataset.num_train, "class_names": list(dataset.class_names)},
+        fingerprint=_fingerprint(inputs),
         control=_make_control(job, rank, device, saver, feed),
         saver=saver,
         telemetry=Telemetry(run, saver, rank, device, model, not job.is_local, config.profile),
@@ -137,6 +138,15 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
     if rank == 0 and not saver.failure:
         _record_settings(worker, type(model).__name__)
     return worker, state
+
+
+def _fingerprint(inputs: Inputs) -> dict[str, object]:
+    dataset = inputs.dataset
+    return {
+        "training_images": dataset.num_train,
+        "class_names": list(dataset.class_names),
+        "images": inputs.digest,
+    }
 
 
 def _prepare_process(job: Job, rank: int, processes_here: int) -> None:
@@ -201,13 +211,23 @@ def _record_settings(worker: Worker, model: str) -> None:
     worker.saver.write_reliably(lambda: write_config(run, config.to_dict()))
     name = processor_name(device)
     worker.saver.write_if_possible(
-        lambda: write_chosen(run, config, model, device.type, name, worker.precision, worker.world_size)
+        lambda: write_chosen(
+            run,
+            config,
+            model,
+            device.type,
+            name,
+            worker.precision,
+            worker.world_size,
+            str(worker.fingerprint["images"]),
+        )
     )
 
 
 def _resume(worker: Worker, state: TrainState, name: str) -> None:
     saved = checkpoint.read(worker.run, name)
-    if saved["fingerprint"] != worker.fingerprint:
+    # Checkpoints of older versions have no digest.
+    if worker.fingerprint | saved["fingerprint"] != worker.fingerprint:
         raise RefusedError(f"{worker.run} was trained on other images: use the --data that it was started with.")
     try:
         state.restore(saved, worker.rank)

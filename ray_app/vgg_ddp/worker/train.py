@@ -7,6 +7,7 @@ would wait for it in a collective. So every `steps_between_decisions` steps, one
 next (`decisions.py`).
 """
 
+import math
 import time
 
 import ray.train
@@ -118,7 +119,10 @@ def evaluate(worker: Worker, state: TrainState) -> list[float]:
 
 
 def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome | None:
-    """Evaluate and append the epoch's row of metrics. Collectives, and a device-to-host sync."""
+    """Evaluate and append the epoch's row of metrics; without test labels, those of the test split are nan.
+
+    Collectives, and a device-to-host sync.
+    """
     train_loss, train_correct, train_count = state.sums.total()
     # `total` waited for the device, so all steps are done now.
     seconds = time.monotonic() - started
@@ -133,8 +137,8 @@ def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome |
             "step": state.step,
             "loss": train_loss / train_count,
             "train_accuracy": train_correct / train_count,
-            "test_loss": test_loss / test_count,
-            "test_accuracy": test_correct / test_count,
+            "test_loss": test_loss / test_count if test_count else math.nan,
+            "test_accuracy": test_correct / test_count if test_count else math.nan,
             "lr": lr_at(worker, state.step - 1),
             "images_per_second": train_count / seconds,
             "seconds": seconds,

@@ -18,8 +18,9 @@ import pytest
 from PIL import Image
 
 from support.command import PREPARE, wait_until
+from vgg_ddp.data.dataset import load_dataset, load_split
 from vgg_ddp.data.decode import decode_image
-from vgg_ddp.data.parquet import read_split
+from vgg_ddp.data.source import SplitName, find_source
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -53,7 +54,8 @@ def test_parquet_files_contain_the_image_bytes_and_classes(folder: Path, tmp_pat
     assert result.returncode == 0, result.stderr
     assert "Stored 60 images." in result.stdout
     seen = set()
-    for split, count in (("train", 48), ("test", 12)):
+    counts: dict[SplitName, int] = {"train": 48, "test": 12}
+    for split, count in counts.items():
         tables = [pq.read_table(file) for file in sorted((tmp_path / "out").glob(f"{split}-*.parquet"))]
         rows = [row for table in tables for row in table.to_pylist()]
         assert len(rows) == count
@@ -61,9 +63,9 @@ def test_parquet_files_contain_the_image_bytes_and_classes(folder: Path, tmp_pat
             assert row["image"]["bytes"] == (folder / row["image"]["path"]).read_bytes()
             assert row["label"] == ("ant", "zäbra").index(row["image"]["path"].split("/")[0])
             seen.add(row["image"]["path"])
-        _, labels, names = read_split(str(tmp_path / "out"), split, 32)
+        decoded, names = load_split(find_source(str(tmp_path / "out"), "unused"), split, 32)
         assert names == ("ant", "zäbra")
-        assert labels.tolist() == [row["label"] for row in rows]
+        assert decoded.labels.tolist() == [row["label"] for row in rows]
     assert len(seen) == 60
 
 
@@ -106,7 +108,8 @@ def test_every_format_is_stored_as_png_or_reported(folder: Path, tmp_path: Path,
         gray = decode_image(stored[name], 32)[..., 0]
         assert (gray.min(), gray.max()) == (0, 254)
     assert decode_image(stored["huge.jpg"], 32)[5, 5] == pytest.approx([9, 90, 200], abs=3)
-    assert sum(len(read_split(str(tmp_path / "out"), split, 32)[0]) for split in ("train", "test")) == 72
+    stored_dataset = load_dataset(find_source(str(tmp_path / "out"), "unused"), 32)
+    assert stored_dataset.num_train + stored_dataset.num_test == 72
 
 
 def test_unreadable_file_stops_the_command_and_a_retry_stores_it(folder: Path, tmp_path: Path) -> None:

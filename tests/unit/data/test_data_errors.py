@@ -37,7 +37,8 @@ def test_missing_folder_is_reported(tmp_path: Path) -> None:
 
 
 def test_file_in_place_of_a_folder_is_reported(data_folder: Path) -> None:
-    assert f"--data {data_folder / 'train.parquet'} cannot be read" in message(data_folder / "train.parquet")
+    file = data_folder / "train.parquet"
+    assert message(file).startswith(f"--data {file} cannot be read: expected a folder, not a file: ")
 
 
 def test_unknown_scheme_is_reported() -> None:
@@ -46,22 +47,23 @@ def test_unknown_scheme_is_reported() -> None:
 
 
 def test_empty_folder_is_reported(tmp_path: Path) -> None:
-    assert f"--data {tmp_path} has no train*.parquet" in message(tmp_path)
+    assert f"--data {tmp_path} has no Parquet files of a training split: it is empty." in message(tmp_path)
 
 
 def test_folder_without_test_files_is_reported(data_folder: Path) -> None:
     (data_folder / "test.parquet").unlink()
-    assert f"--data {data_folder} has no test*.parquet: expected train*.parquet and test*.parquet" in message(
-        data_folder
-    )
+    assert f"--data {data_folder} has a training split, but no test or validation split" in message(data_folder)
 
 
 @pytest.mark.parametrize("column", ["img", "label"])
 def test_missing_column_is_reported(data_folder: Path, column: str) -> None:
     file = data_folder / "test.parquet"
     pq.write_table(pq.read_table(file).drop_columns([column]), file)
-    left = "label" if column == "img" else "img"
-    assert message(data_folder) == f"{file} has columns {left}: expected image (or img) and label."
+    missing, left, flag = {
+        "img": ("image or img", "label (int64)", "--image-column"),
+        "label": ("label or labels or fine_label", "img (struct)", "--label-column"),
+    }[column]
+    assert message(data_folder) == (f"{file} has no column {missing}; it has {left}: no column can be used as {flag}.")
 
 
 def test_file_that_is_not_parquet_is_reported(data_folder: Path) -> None:
@@ -88,13 +90,13 @@ def test_labels_that_are_not_integers_are_reported(data_folder: Path, labels: li
     assert "expected integers" in text
 
 
-@pytest.mark.parametrize("images", [["a", "b"], [1, 2], [{"path": "a"}, {"path": "b"}], [[1], [2]]])
+@pytest.mark.parametrize("images", [["a", "b"], [1, 2], [{"url": "a"}, {"url": "b"}], [[1], [2]]])
 def test_images_that_are_not_bytes_are_reported(data_folder: Path, images: list[object]) -> None:
     file = data_folder / "test.parquet"
     pq.write_table(pq.read_table(file).set_column(0, "img", pa.array(images)), file)
     text = message(data_folder)
     assert f"column img of {file} has type " in text
-    assert "expected binary, or a struct with a field bytes" in text
+    assert "expected binary, or a struct with a field bytes or path" in text
 
 
 @pytest.mark.parametrize(

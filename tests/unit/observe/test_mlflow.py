@@ -110,7 +110,9 @@ def test_store_matches_the_run_folder(
 ) -> None:
     import mlflow
 
-    write_chosen(a_run.folder, replace(a_run.config, batch_size=24), "VGG11", "cpu", "a CPU", "bf16", world_size=2)
+    write_chosen(
+        a_run.folder, replace(a_run.config, batch_size=24), "VGG11", "cpu", "a CPU", "bf16", world_size=2, images="0123"
+    )
     with recorded(a_run):
         write_metrics(a_run.folder, make_rows(1))
     with recorded(replace(a_run, exists=True)):

@@ -166,7 +166,9 @@ def test_without_a_terminal_progress_is_only_deleted(run: Folder, capsys: pytest
 
 
 def test_choices_are_printed_with_the_first_step(run: Folder, capsys: pytest.CaptureFixture[str]) -> None:
-    chosen.write_chosen(run, TrainConfig(batch_size=320), "VGG11", "cpu", "Some CPU @ 2 GHz", "bf16", world_size=2)
+    chosen.write_chosen(
+        run, TrainConfig(batch_size=320), "VGG11", "cpu", "Some CPU @ 2 GHz", "bf16", world_size=2, images="0123"
+    )
     report.write_startup(run, {"first step": 107.5})
     with follower(run, 100.0):
         pass

@@ -1,0 +1,91 @@
+"""Folders of Parquet files as people have them: each is used or refused, in memory and streamed alike."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from support.odd_layouts import LAYOUTS, Layout, documentation
+from support.parquet_tables import png, write_linked
+from vgg_ddp.data.columns import ColumnNames
+from vgg_ddp.data.dataset import Dataset, load_dataset
+from vgg_ddp.data.decode import decode_image
+from vgg_ddp.data.digest import data_digest
+from vgg_ddp.data.source import find_source
+from vgg_ddp.data.streamed_dataset import StreamedDataset, decode_rows, open_stream, select_rows
+from vgg_ddp.flags import UsageError
+
+
+def described(dataset: Dataset | StreamedDataset, notes: str) -> str:
+    text = f"used: {dataset.num_train} + {dataset.num_test} images"
+    if dataset.test_name not in ("test", None):
+        text += f" of {dataset.test_name}"
+    text += ", no test accuracy" if dataset.test_name is None else ""
+    return text + ("; the other file is named in a note" if "NOTE: train_full.parquet" in notes else "")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.what)
+def test_layout_has_its_outcome_in_memory_and_streamed(
+    layout: Layout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "data"
+    layout.write(folder)
+    expected = layout.outcome.replace("FOLDER", str(folder))
+    for read in (load_dataset, open_stream):
+        try:
+            dataset = read(find_source(str(folder), "unused", ColumnNames(*layout.flags)), 32)
+        except UsageError as error:
+            outcome = str(error)
+            assert "\n" not in outcome
+        else:
+            outcome = described(dataset, capsys.readouterr().out)
+            require_right_images(dataset)
+        assert outcome == expected
+
+
+def require_right_images(dataset: Dataset | StreamedDataset) -> None:
+    """The training images in order; by class if the files are partitioned by class."""
+    if isinstance(dataset, Dataset):
+        images, labels = dataset.train.images, dataset.train.labels
+    else:
+        ranges = select_rows(dataset.train_groups, 0, dataset.num_train)
+        blocks = [block for rows in ranges for block in decode_rows(dataset.folder, rows, 32, dataset.columns)]
+        images, labels = (np.concatenate([block[name] for block in blocks]) for name in ("image", "label"))
+    order = sorted(range(8), key=lambda row: row % 4) if labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] else range(8)
+    assert np.array_equal(images, [decode_image(png(row), 32) for row in order])
+    assert labels.tolist() == [row % 4 for row in order]
+
+
+def test_documentation_lists_the_layouts() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/data.md").read_text()
+    assert documentation() in page, "copy the new table to docs/data.md"
+
+
+def test_digest_survives_a_move_and_notices_other_images(tmp_path: Path) -> None:
+    plain = LAYOUTS[0]
+    plain.write(tmp_path / "a")
+    digest = data_digest(find_source(str(tmp_path / "a"), ""))
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert data_digest(find_source(str(tmp_path / "b"), "")) == digest
+    train = plain.files["train.parquet"]
+    others = {
+        "other order": train.take([1, 0, *range(2, 8)]),
+        "other label": train.set_column(1, "label", [[1, *train["label"].to_pylist()[1:]]]),
+        "fewer": train.slice(1),
+    }
+    for name, changed in others.items():
+        Layout(name, plain.files | {"train.parquet": changed}).write(tmp_path / name)
+        assert data_digest(find_source(str(tmp_path / name), "")) != digest, name
+
+
+def test_absolute_paths_of_images_are_read(tmp_path: Path) -> None:
+    """As `datasets` stores images that it does not embed."""
+    linked = next(layout for layout in LAYOUTS if layout.prepare is write_linked)
+    linked.write(tmp_path)
+    moved = tmp_path / "elsewhere"
+    for split in ("train", "test"):
+        made = linked.files[f"{split}.parquet"]
+        cells = [cell | {"path": str(tmp_path / cell["path"])} for cell in made["image"].to_pylist()]
+        Layout(split, {f"{split}.parquet": made.set_column(0, "image", [cells])}).write(moved)
+    dataset = load_dataset(find_source(str(moved), ""), 32)
+    require_right_images(dataset)
