@@ -11,9 +11,11 @@ from vgg_ddp.data.columns import ColumnNames
 from vgg_ddp.data.dataset import Dataset, load_dataset
 from vgg_ddp.data.decode import decode_image
 from vgg_ddp.data.digest import data_digest
+from vgg_ddp.data.parquet import open_file
 from vgg_ddp.data.source import find_source
 from vgg_ddp.data.streamed_dataset import StreamedDataset, decode_rows, open_stream, select_rows
 from vgg_ddp.flags import UsageError
+from vgg_ddp.run.storage import Folder
 
 
 def described(dataset: Dataset | StreamedDataset, notes: str) -> str:
@@ -54,6 +56,18 @@ def require_right_images(dataset: Dataset | StreamedDataset) -> None:
     order = sorted(range(8), key=lambda row: row % 4) if labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3] else range(8)
     assert np.array_equal(images, [decode_image(png(row), 32) for row in order])
     assert labels.tolist() == [row % 4 for row in order]
+
+
+def test_batches_of_large_images_have_few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyarrow cannot return more than 2 GiB of nested binary data at once."""
+    LAYOUTS[0].write(tmp_path)
+    # Room for two images of 32 x 32 random pixels.
+    monkeypatch.setattr("vgg_ddp.data.parquet.BYTES_PER_BATCH", 3 * len(png(0)))
+    with open_file(Folder.at(str(tmp_path)), "train.parquet", ColumnNames()) as parquet:
+        batches = list(parquet.batches(0))
+    assert [(rows.first, len(rows)) for rows in batches] == [(0, 2), (2, 2), (4, 2), (6, 2)]
+    assert np.concatenate([rows.labels for rows in batches]).tolist() == [0, 1, 2, 3] * 2
+    require_right_images(load_dataset(find_source(str(tmp_path), ""), 32))
 
 
 def test_documentation_lists_the_layouts() -> None:
