@@ -40,21 +40,35 @@ class CompareConfig:
             raise UsageError(f"{repeated[0]} is given more than once.")
 
 
+def write_picture(output: str, picture: bytes) -> None:
+    """Write the plot, and print where it is.
+
+    Raises:
+        UsageError: if this fails.
+    """
+    try:
+        Path(output).write_bytes(picture)
+    except OSError as error:
+        raise UsageError(f"--output {output} cannot be written: {error}") from error
+    print(f"\nCurves: {Path(output).resolve()}")
+
+
 def main() -> int:
     try:
         config = parse_flags(CompareConfig, sys.argv[1:], "python ray_app/compare.py")
         from vgg_ddp.run.curves import draw
+        from vgg_ddp.run.notes import noted
         from vgg_ddp.run.summary import format_differences, format_table, read_run
 
         runs = [read_run(location, config.storage_path) for location in config.runs]
         print(format_table(runs))
         differences = format_differences(runs)
         print(f"\nSettings that differ:\n{differences}" if differences else "\nAll runs have the same settings.")
-        try:
-            Path(config.output).write_bytes(draw(runs))
-        except OSError as error:
-            raise UsageError(f"--output {config.output} cannot be written: {error}") from error
-        print(f"\nCurves: {Path(config.output).resolve()}")
+        picture = b""
+        with noted("the curves could not be drawn"):
+            picture = draw(runs)
+        if picture:
+            write_picture(config.output, picture)
     except UsageError as error:
         quit_with_usage_error(error)
     except KeyboardInterrupt:

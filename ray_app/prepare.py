@@ -7,10 +7,10 @@ invalid input; 130 stopped by Ctrl-C. Running the same command again continues a
 import csv
 import dataclasses
 import io
+import re
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,11 +18,16 @@ from vgg_ddp.flags import UsageError, flag, parse_flags, quit_with_usage_error, 
 from vgg_ddp.machine.stdout import outlive_readers
 
 if TYPE_CHECKING:
-    from vgg_ddp.data.prepare.shards import Shard, Written
+    from vgg_ddp.data.prepare.shards import Settings, Shard, Written
     from vgg_ddp.run.storage import Folder
 
 BROKEN_FILE = "broken.csv"
 BROKEN_SHOWN = 5
+# Splits of which files would be read together with the written ones, and what a killed command may leave.
+SPLITS = ("train", "training", "test", "testing")
+PARTIAL_FILE = re.compile(r"(train|test)-\d{5}-of-\d{5}\.parquet\.[0-9a-f]{8}\.tmp")
+# Number and size of the images that are checked for contrast.
+CONTRAST_IMAGES, CONTRAST_SIZE = 100, 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,23 +72,30 @@ def check_output(folder: "Folder", shards: "list[Shard]") -> None:
     Raises:
         UsageError: if there are such files, or the folder cannot be read.
     """
+    from vgg_ddp.data.layout import is_file_of
+
     expected = {shard.name for shard in shards}
     try:
         names = folder.names()
     except OSError as error:
         raise UsageError(f"{folder} cannot be read: {error}") from error
     for name in names:
-        if name.endswith(".tmp") and name.rsplit(".", 2)[0] in expected:
+        if PARTIAL_FILE.fullmatch(name):
             folder.delete(name)
-        elif name not in expected and (fnmatch(name, "train*.parquet") or fnmatch(name, "test*.parquet")):
-            raise UsageError(f"{folder} contains {name}, made from other images: delete it or use an empty folder.")
+    others = [name for name in names if name not in expected]
+    foreign = [name for name in others if any(is_file_of(name, split) for split in SPLITS)]
+    if foreign:
+        raise UsageError(
+            f"{folder} contains {foreign[0]}, made from other images or with another --images-per-shard: delete "
+            f"{'it' if len(foreign) == 1 else f'the {len(foreign)} files of this kind'} or use an empty folder."
+        )
 
 
 def prepare(config: PrepareConfig) -> int:
     """Write all shards and print progress; return the exit code."""
     from vgg_ddp.data.prepare.image_folder import list_images
-    from vgg_ddp.data.prepare.shards import Settings, plan_shards, write_shards
-    from vgg_ddp.machine.limits import usable_cores
+    from vgg_ddp.data.prepare.shards import Settings, plan_shards
+    from vgg_ddp.run.notes import noted
     from vgg_ddp.run.storage import Folder, absolute
 
     try:
@@ -100,26 +112,75 @@ def prepare(config: PrepareConfig) -> int:
     check_output(folder, shards)
     counts = f"{len(images.train):,} training and {len(images.test):,} test files"
     print(f"Images:  {counts}, {len(images.class_names)} classes")
+    print(*(f"NOTE: {note}\n" for note in images.notes), sep="", end="")
     print(f"Output:  {folder}, {len(shards)} files", flush=True)
     settings = Settings(images.root, images.class_names, config.image_size)
-    written: list[Written] = []
-    started = time.monotonic()
     try:
-        for shard in write_shards(output, shards, settings, config.processes or usable_cores()):
-            written.append(shard)
-            made = sum(shard.images for shard in written if not shard.was_skipped)
-            note = "already written" if shard.was_skipped else f"{made / (time.monotonic() - started):,.0f} images/s"
-            width = len(str(len(shards)))
-            print(f"{len(written):>{width}}/{len(shards)}  {shard.name}  {shard.images:,} images  {note}", flush=True)
+        written = write(output, shards, settings, config.processes)
         report_broken(folder, written)
+        require_images(folder, written)
     except OSError as error:
         print(f"error: {folder} cannot be written: {error}", file=sys.stderr)
         return 1
     except BrokenProcessPool:
         print("error: a process was killed, possibly because memory ran out: use fewer --processes.", file=sys.stderr)
         return 1
+    with noted("the contrast of the images could not be checked"):
+        if note := describe_contrast(folder, written):
+            print(f"NOTE: {note}")
     print(f"\nTrain on them: python ray_app/main.py --data {config.output}")
     return 0
+
+
+def write(output: str, shards: "list[Shard]", settings: "Settings", processes: int | None) -> "list[Written]":
+    """Write all shards, and print a line for each."""
+    from vgg_ddp.data.prepare.shards import write_shards
+    from vgg_ddp.machine.limits import usable_cores
+
+    written: list[Written] = []
+    started = time.monotonic()
+    for shard in write_shards(output, shards, settings, processes or usable_cores()):
+        written.append(shard)
+        made = sum(shard.images for shard in written if not shard.was_skipped)
+        note = "already written" if shard.was_skipped else f"{made / (time.monotonic() - started):,.0f} images/s"
+        width = len(str(len(shards)))
+        print(f"{len(written):>{width}}/{len(shards)}  {shard.name}  {shard.images:,} images  {note}", flush=True)
+    return written
+
+
+def require_images(folder: "Folder", written: "list[Written]") -> None:
+    """Check that each split has an image, and delete the files of those that have none.
+
+    Raises:
+        UsageError: with the reason of the first file that could not be read.
+    """
+    empty: list[Written] = []
+    for split in ("train", "test"):
+        shards = [shard for shard in written if shard.name.startswith(split)]
+        if not any(shard.images for shard in shards):
+            empty += shards
+    for shard in empty:
+        folder.delete(shard.name)
+    if empty:
+        kinds = sorted({"training" if shard.name.startswith("train") else "test" for shard in empty}, reverse=True)
+        broken = sorted(pair for shard in empty for pair in shard.broken)
+        raise UsageError(
+            f"none of the {len(broken):,} {' and '.join(kinds)} files could be read as an image; {broken[0][0]}: "
+            f"{broken[0][1]}."
+        )
+
+
+def describe_contrast(folder: "Folder", written: "list[Written]") -> str | None:
+    """What is wrong if the stored training images look alike, judged by some of them."""
+    import pyarrow.parquet as pq
+
+    from vgg_ddp.data.contrast import describe_missing_contrast
+    from vgg_ddp.data.decode import decode_image
+
+    shard = next(shard for shard in written if shard.images and shard.name.startswith("train"))
+    with folder.filesystem.open_input_file((folder / shard.name).path) as file:
+        rows = next(pq.ParquetFile(file).iter_batches(CONTRAST_IMAGES, columns=["image"])).to_pylist()
+    return describe_missing_contrast([decode_image(row["image"]["bytes"], CONTRAST_SIZE) for row in rows])
 
 
 def report_broken(folder: "Folder", written: "list[Written]") -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vgg_ddp.data.columns import UNLABELED
+from vgg_ddp.data.contrast import note_missing_contrast
 from vgg_ddp.data.layout import SplitFiles
 from vgg_ddp.data.parquet import merge_class_names, open_file, read_files
 from vgg_ddp.data.source import CIFAR10_CLASSES, Source, SplitName
@@ -73,6 +74,7 @@ def load_dataset(source: Source, image_size: int) -> Dataset:
                 f"label {split.labels[bad[0]]} of image {bad[0]} in the {split_name} split of {source.location} is "
                 f"out of range: expected 0 to {len(names) - 1}, the classes of the training split."
             )
+    note_missing_contrast(train.images, source.name)
     mean, std = channel_statistics(train.images)
     return Dataset(source.name, train, test, names, mean, std, test_split)
 

@@ -101,7 +101,7 @@ def _layout(folder: Folder, location: str, prefix: str, entries: list[fs.FileInf
 
 def _split(folder: Folder, location: str, prefix: str, entries: list[fs.FileInfo], name: str) -> SplitFiles | None:
     """A split by its name, in any case: its files, or the files in its folder; None if there is neither."""
-    files = [info.base_name for info in entries if info.type == fs.FileType.File and _is_file_of(info.base_name, name)]
+    files = [info.base_name for info in entries if info.type == fs.FileType.File and is_file_of(info.base_name, name)]
     folders = [
         info.base_name
         for info in entries
@@ -120,7 +120,7 @@ def _split(folder: Folder, location: str, prefix: str, entries: list[fs.FileInfo
     return SplitFiles(name, paths)
 
 
-def _is_file_of(file: str, split: str) -> bool:
+def is_file_of(file: str, split: str) -> bool:
     """Whether a file is a split, or a part of one: train.parquet, train-*.parquet, train_0.parquet."""
     return bool(re.fullmatch(rf"{split}(-.*|[_.]?\d.*)?\.parquet", file, re.IGNORECASE))
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vgg_ddp.data.columns import BY_NAME, ColumnNames
+from vgg_ddp.data.contrast import note_missing_contrast
 from vgg_ddp.data.dataset import channel_statistics, choose_test_split, name_classes, split_files
 from vgg_ddp.data.parquet import ParquetImages, decode_images, merge_class_names, open_file, scan_files
 from vgg_ddp.data.source import Source, SplitName
@@ -105,6 +106,7 @@ def open_stream(source: Source, image_size: int) -> StreamedDataset:
             )
     train_groups, test_groups = (tuple(group for group, _, _ in groups) for groups in (train, test))
     examples = _decode_examples(folder, train_groups, image_size, source.columns)
+    note_missing_contrast(examples, source.name)
     mean, std = channel_statistics(examples)
     return StreamedDataset(
         source.name, folder, train_groups, test_groups, image_size, names, mean, std, test_name, source.columns

@@ -23,7 +23,8 @@ from vgg_ddp.machine import torchrun
 from vgg_ddp.observe.mlflow import recorded, require_mlflow
 from vgg_ddp.observe.terminal import Follower
 from vgg_ddp.run.curves import write_curves
-from vgg_ddp.run.files import CURVES_FILE, Row, read_metrics
+from vgg_ddp.run.files import CURVES_FILE, METRICS_FILE, Row, read_metrics
+from vgg_ddp.run.notes import noted
 from vgg_ddp.run.runs import Run, lock_file, locked, open_run, require_writable
 from vgg_ddp.run.summary import format_summary
 
@@ -50,7 +51,7 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
         raise UsageError(f"--num-workers {run.config.num_workers}: torchrun has started the workers; omit this flag.")
     if run.exists and run.is_finished():
         print(f"Run {run.name} is already finished: there is nothing to train.")
-        print(format_summary(read_metrics(run.folder)))
+        _print_summary(read_metrics(run.folder))
         print(f"  run folder         {run.folder}")
         print("Use a higher --epochs to train it further, or another --run-name for a new run.")
         return FINISHED
@@ -237,13 +238,7 @@ def _fit(
 
 def _conclude(run: Run, outcome: "Outcome | None") -> int:
     """Plot the curves, print the outcome, and return the exit code."""
-    rows: list[Row] = []
-    try:
-        rows = read_metrics(run.folder)
-        if rows and not (outcome and outcome.kind == "unsaved"):
-            write_curves(run.folder, rows, run.name)
-    except OSError as error:
-        print(f"NOTE: {run.folder} can no longer be read or written: {error}", file=sys.stderr)
+    rows, has_curves = _draw_curves(run, outcome)
     if outcome is None:
         print("error: training failed; the first failure is shown above.", file=sys.stderr)
     elif outcome.kind == "refused":
@@ -252,15 +247,33 @@ def _conclude(run: Run, outcome: "Outcome | None") -> int:
         print(f"error: {outcome.message}.", file=sys.stderr)
     elif outcome.kind == "finished":
         print(f"\nFinished {run.name}")
-        if rows:
-            print(format_summary(rows))
+        _print_summary(rows)
         print(f"  run folder         {run.folder}")
-        print(f"  curves             {run.folder / CURVES_FILE}")
+        if has_curves:
+            print(f"  curves             {run.folder / CURVES_FILE}")
     else:
         print(f"\nStopped after step {outcome.step}.")
     if outcome is None or outcome.kind in ("stopped", "unsaved"):
         print(_how_to_resume(run), flush=True)
     return _exit_code(outcome)
+
+
+def _draw_curves(run: Run, outcome: "Outcome | None") -> tuple[list[Row], bool]:
+    """The run's metrics, as far as they can be read, and whether their curves are drawn."""
+    rows: list[Row] = []
+    with noted(f"{run.folder / METRICS_FILE} cannot be read"):
+        rows = read_metrics(run.folder)
+    if rows and not (outcome and outcome.kind == "unsaved"):
+        with noted("the curves could not be drawn"):
+            write_curves(run.folder, rows, run.name)
+            return rows, True
+    return rows, False
+
+
+def _print_summary(rows: list[Row]) -> None:
+    if rows:
+        with noted("the summary could not be printed"):
+            print(format_summary(rows))
 
 
 def _how_to_resume(run: Run) -> str:

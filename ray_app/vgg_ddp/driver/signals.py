@@ -20,8 +20,8 @@ SECONDS_BETWEEN_CHECKS = 0.5
 SECONDS_TO_SAVE = 22.0
 
 
-class InterruptedRunError(Exception):
-    """A signal ended the run before its workers did."""
+class InterruptedRunError(BaseException):
+    """A signal ended the run before its workers did. Like KeyboardInterrupt, not an error that anyone may survive."""
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)

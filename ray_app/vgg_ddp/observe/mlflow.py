@@ -2,33 +2,38 @@
 
 import importlib.util
 import logging
+import math
 import os
 import re
-import sys
+import sqlite3
 import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_ddp.flags import UsageError
 from vgg_ddp.run.chosen import CHOSEN_FILE, read_chosen
 from vgg_ddp.run.files import CONFIG_FILE, CURVES_FILE, METRICS_FILE, MODEL_FILE, read_metrics
+from vgg_ddp.run.notes import print_note, reason
 from vgg_ddp.run.runs import Run
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 
-LOCAL_STORE = "sqlite:///mlflow.db"
+SQLITE = "sqlite:///"
+LOCAL_STORE = f"{SQLITE}mlflow.db"
 EXPERIMENT = "vgg11-ddp"
 # Identifies the record of a run when it is resumed.
 FOLDER_TAG = "run_folder"
 POLL_SECONDS = 5.0
 # Time limit for sending the rest after training.
 SECONDS_TO_FINISH = 120.0
+# How long another process may keep an SQLite file locked.
+SECONDS_FOR_LOCK = 20.0
 ARTIFACTS = (CONFIG_FILE, CHOSEN_FILE, METRICS_FILE, CURVES_FILE)
 SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -83,32 +88,34 @@ class Recorder:
         if self._thread.is_alive():
             self._report(f"did not finish within {SECONDS_TO_FINISH:.0f} s")
 
-    def _report(self, reason: str) -> None:
-        print(f"NOTE: MLflow at {self._uri} {reason}; the run itself is not affected.", file=sys.stderr)
+    def _report(self, what: str) -> None:
+        print_note(f"MLflow at {self._uri} {what}; the run itself is not affected.")
 
     def _record(self) -> None:
+        try:
+            self._send()
+        except (Exception, SystemExit) as error:
+            # All exceptions: besides its own, MLflow lets through those of HTTP, JSON, databases, AWS, and its imports.
+            self._report(f"cannot be used ({reason(error)})")
+
+    def _send(self) -> None:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
+        _probe(self._uri)
         import mlflow
-        from botocore.exceptions import BotoCoreError, ClientError
-        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
-        from sqlalchemy.exc import SQLAlchemyError
 
-        # Hide table-migration logs.
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        # Hide tracebacks of errors that `_report` prints, and table-migration logs.
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         # The plugin for SageMaker's servers reads only this setting.
         mlflow.set_tracking_uri(self._uri)
-        try:
-            client = MlflowClient(self._uri)
-            run_id, last_epoch = self._open(client)
-            while not self._is_over.wait(POLL_SECONDS):
-                last_epoch = self._send_rows(client, run_id, last_epoch)
-            self._send_rows(client, run_id, last_epoch)
-            self._send_results(client, run_id)
-        except (MlflowException, SQLAlchemyError, BotoCoreError, ClientError, OSError) as error:
-            self._report(f"cannot be used ({str(error).splitlines()[0]})")
+        client = MlflowClient(self._uri)
+        run_id, last_epoch = self._open(client)
+        while not self._is_over.wait(POLL_SECONDS):
+            last_epoch = self._send_rows(client, run_id, last_epoch)
+        self._send_rows(client, run_id, last_epoch)
+        self._send_results(client, run_id)
 
     def _open(self, client: "MlflowClient") -> tuple[str, float]:
         """The ID of this run's record, and the last epoch in it."""
@@ -121,7 +128,7 @@ class Recorder:
         if self._run.exists and (found := client.search_runs([experiment_id], f"tags.{FOLDER_TAG} = '{folder}'")):
             run_id: str = found[0].info.run_id
             client.update_run(run_id, "RUNNING")
-            history = client.get_metric_history(run_id, "test_accuracy")
+            history = client.get_metric_history(run_id, "loss")
             return run_id, max((metric.step for metric in history), default=0)
         record = client.create_run(experiment_id, run_name=self._run.name, tags={FOLDER_TAG: folder})
         settings = self._run.config.to_dict()
@@ -137,7 +144,9 @@ class Recorder:
             # A restart may repeat epochs, with the same numbers.
             if row["epoch"] > last_epoch:
                 step, milliseconds = int(row["epoch"]), round(row["time"] * 1000)
-                metrics = [Metric(name, value, milliseconds, step) for name, value in row.items()]
+                # Without test labels, two of them are nan.
+                known = {name: value for name, value in row.items() if not math.isnan(value)}
+                metrics = [Metric(name, value, milliseconds, step) for name, value in known.items()]
                 # Tags, because a resume may choose differently and params cannot change.
                 tags = [RunTag(f"chosen.{name}", value) for name, value in read_chosen(self._run.folder).items()]
                 client.log_batch(run_id, metrics=metrics, tags=tags)
@@ -158,6 +167,17 @@ class Recorder:
             model.write_bytes(folder.read(MODEL_FILE))
             _send_model(run_id, model, int(self._run.config.image_size))
         client.set_terminated(run_id, "FINISHED")
+
+
+def _probe(uri: str) -> None:
+    """Check that a store that is an SQLite file can be written: MLflow itself would try for two minutes.
+
+    Raises:
+        sqlite3.Error: if it cannot be.
+    """
+    if uri.startswith(SQLITE):
+        with closing(sqlite3.connect(uri.removeprefix(SQLITE), timeout=SECONDS_FOR_LOCK)) as store:
+            store.execute("BEGIN IMMEDIATE")
 
 
 def _send_model(run_id: str, model: Path, image_size: int) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from vgg_ddp.run.files import PROFILE_FILE, TRACE_FILE
+from vgg_ddp.run.notes import noted
 from vgg_ddp.run.saver import Saver
 from vgg_ddp.run.storage import Folder
 
@@ -25,7 +26,7 @@ class StepProfiler:
         self._run, self._saver, self._device = run, saver, device
         # Left over from before a resume.
         for name in (PROFILE_FILE, TRACE_FILE):
-            saver.write_if_possible(lambda name=name: run.delete(name))  # type: ignore[misc]
+            saver.write_if_possible(name, lambda name=name: run.delete(name))  # type: ignore[misc]
         # Otherwise, the profiler logs its start, its stop, and a missing GPU.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
@@ -39,14 +40,18 @@ class StepProfiler:
 
     def step(self) -> None:
         """Count a step. After the last profiled one, write the files; later steps have no effect."""
-        if self._steps_left:
-            self._steps_left -= 1
+        if not self._steps_left:
+            return
+        # Stays 0 if the profiler fails: it is not asked again.
+        steps_left, self._steps_left = self._steps_left - 1, 0
+        with noted("the steps could not be profiled"):
             # The profiler starts here. In a thread (Ray trains in one), it prints a harmless error.
-            starts = self._steps_left == WARMUP_STEPS + STEPS
+            starts = steps_left == WARMUP_STEPS + STEPS
             with _without_stderr() if starts else nullcontext():
                 self._profile.step()
-            if not self._steps_left:
+            if not steps_left:
                 self._profile.stop()
+            self._steps_left = steps_left
 
     def _write(self, result: profile) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -54,8 +59,8 @@ class StepProfiler:
             result.export_chrome_trace(str(trace))
             content = trace.read_bytes()
         text = _format_table(result, on_gpu=self._device.type == "cuda")
-        self._saver.write_if_possible(lambda: self._run.write(TRACE_FILE, content))
-        self._saver.write_if_possible(lambda: self._run.write(PROFILE_FILE, text.encode()))
+        self._saver.write_if_possible(TRACE_FILE, lambda: self._run.write(TRACE_FILE, content))
+        self._saver.write_if_possible(PROFILE_FILE, lambda: self._run.write(PROFILE_FILE, text.encode()))
 
 
 @contextmanager

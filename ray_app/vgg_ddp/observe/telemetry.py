@@ -4,6 +4,7 @@ import posixpath
 import resource
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Literal, get_args
 
@@ -12,7 +13,8 @@ from torch import nn
 
 from vgg_ddp.observe.gauges import Gauges, RankMetrics
 from vgg_ddp.observe.profiler import StepProfiler
-from vgg_ddp.run.files import write_progress, write_startup
+from vgg_ddp.run.files import STARTUP_FILE, write_progress, write_startup
+from vgg_ddp.run.notes import noted
 from vgg_ddp.run.saver import Saver
 from vgg_ddp.run.storage import Folder
 
@@ -41,14 +43,23 @@ class Telemetry:
     ) -> None:
         self._run, self._saver, self._rank, self._device = run, saver, rank, device
         name = posixpath.basename(run.path)
-        self._gauges = Gauges(name) if under_ray and rank == 0 else None
-        self._rank_metrics = RankMetrics(name, rank) if under_ray else None
+        self._noted: set[str] = set()
+        self._gauges: Gauges | None = None
+        self._rank_metrics: RankMetrics | None = None
+        self._profiler: StepProfiler | None = None
+        with self._gauges_optional():
+            self._gauges = Gauges(name) if under_ray and rank == 0 else None
+            self._rank_metrics = RankMetrics(name, rank) if under_ray else None
         self._clock = StepClock(device, module)
-        self._profiler = StepProfiler(run, saver, device) if profiled and rank == 0 else None
+        with noted("the steps cannot be profiled"):
+            self._profiler = StepProfiler(run, saver, device) if profiled and rank == 0 else None
         self.phases: dict[str, float] = {}
         self._progress_seconds = SECONDS_BETWEEN_PROGRESS["local" if run.is_local else "remote"]
         self._progress_at, self._steps_since_progress = time.monotonic(), 0
         self.show({"diverged": 0.0})
+
+    def _gauges_optional(self) -> AbstractContextManager[None]:
+        return noted("the metrics for Prometheus cannot be updated", self._noted)
 
     def start_step(self, measured: bool) -> None:
         """Start a step; if `measured`, its time is split into phases."""
@@ -73,20 +84,24 @@ class Telemetry:
             torch.cuda.synchronize(self._device)
         phases, self.phases = self.phases | {"first step": time.time()}, {}
         if self._rank == 0:
-            self._saver.write_if_possible(lambda: write_startup(self._run, phases))
+            self._saver.write_if_possible(STARTUP_FILE, lambda: write_startup(self._run, phases))
 
     def show(self, values: Mapping[str, float]) -> None:
         """Set gauges of the run."""
         if self._gauges:
-            self._gauges.set(values)
+            with self._gauges_optional():
+                self._gauges.set(values)
 
     def show_rank(self) -> None:
         """Report the phases of the measured step and the memory in use. On a GPU, a device-to-host sync."""
         if self._rank_metrics:
-            self._rank_metrics.observe(self._clock.stop())
-            self._rank_metrics.set({"memory_bytes": own_memory_bytes()})
-            if self._device.type == "cuda":
-                self._rank_metrics.set({"gpu_memory_bytes": torch.cuda.max_memory_allocated(self._device)})
+            # Outside of what may fail: here, a GPU reports that a step failed.
+            seconds = self._clock.stop()
+            with self._gauges_optional():
+                self._rank_metrics.observe(seconds)
+                self._rank_metrics.set({"memory_bytes": own_memory_bytes()})
+                if self._device.type == "cuda":
+                    self._rank_metrics.set({"gpu_memory_bytes": torch.cuda.max_memory_allocated(self._device)})
 
     def progress_is_due(self) -> bool:
         """Whether it is time for rank 0 to write the run's progress; never on other ranks."""
@@ -159,7 +174,7 @@ def own_memory_bytes() -> int:
     try:
         with open("/proc/self/statm") as file:
             _, resident, shared, *_ = map(int, file.read().split())
-    except FileNotFoundError:
+    except OSError:
         # In bytes on macOS, in KiB on Linux.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return (resident - shared) * resource.getpagesize()

@@ -1,21 +1,28 @@
 """Follow a run from the driver: print a line per epoch, show a progress bar, write TensorBoard's event file."""
 
-import logging
 import math
 import os
 import sys
 import threading
 import time
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import timedelta
 
 from vgg_ddp.observe.tensorboard import write_events
-from vgg_ddp.run.chosen import format_chosen, read_chosen
-from vgg_ddp.run.files import PROFILE_FILE, PROGRESS_FILE, Row, read_metrics, read_progress, read_startup
+from vgg_ddp.run.chosen import CHOSEN_FILE, format_chosen, read_chosen
+from vgg_ddp.run.files import (
+    METRICS_FILE,
+    PROFILE_FILE,
+    PROGRESS_FILE,
+    STARTUP_FILE,
+    Row,
+    read_metrics,
+    read_progress,
+    read_startup,
+)
+from vgg_ddp.run.notes import noted
 from vgg_ddp.run.runs import Run
 from vgg_ddp.run.summary import format_row
-
-logger = logging.getLogger(__name__)
 
 POLL_SECONDS = {"local": 0.5, "remote": 3.0}
 # Print a note if the first step takes longer than this.
@@ -23,7 +30,10 @@ SECONDS_BEFORE_NOTE = 120.0
 
 
 class Follower:
-    """Polls a run's folder in a thread and prints new results; works wherever the workers are."""
+    """Polls a run's folder in a thread and prints new results; works wherever the workers are.
+
+    The run does not depend on it: what fails is printed once, and the rest goes on.
+    """
 
     def __init__(self, run: Run, started_at: float) -> None:
         self._run = run.folder
@@ -35,9 +45,11 @@ class Follower:
         self._awaits_profile = run.config.profile
         self._printed: list[Row] = []
         self._in_events: list[Row] = []
-        self._events_failed = False
-        has_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-        self._bar = Bar(self._epochs) if has_terminal else None
+        self._noted: set[str] = set()
+        self._bar: Bar | None = None
+        if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+            with self._optional("the progress bar cannot be shown"):
+                self._bar = Bar(self._epochs)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="follower", daemon=True)
 
@@ -49,35 +61,46 @@ class Follower:
         self._ended.set()
         self._thread.join()
 
+    def _optional(self, failure: str) -> AbstractContextManager[None]:
+        return noted(failure, self._noted)
+
     def _follow(self) -> None:
         poll_seconds = POLL_SECONDS["local" if self._run.is_local else "remote"]
-        with self._bar.progress if self._bar else nullcontext():
+        with ExitStack() as bar:
+            if self._bar:
+                with self._optional("the progress bar cannot be shown"):
+                    bar.enter_context(self._bar.progress)
             while not self._ended.wait(poll_seconds):
                 self._poll()
+            with self._optional("the progress bar cannot be removed"):
+                bar.close()
         self._poll()
         with suppress(OSError):
             self._run.delete(PROGRESS_FILE)
 
     def _poll(self) -> None:
-        try:
+        # If the storage fails permanently, the workers report that and end the run.
+        with self._optional(f"{self._run / STARTUP_FILE} cannot be read"):
             self._print_start()
+        with self._optional(f"{self._run / METRICS_FILE} cannot be read"):
             rows = read_metrics(self._run)
             self._print_epochs(rows)
+            with self._optional("TensorBoard's event file cannot be written"):
+                self._write_events(rows)
+        with self._optional("the progress bar cannot be updated"):
             if self._bar:
                 self._bar.show(read_progress(self._run), self._started_at)
-        except OSError as error:
-            # If the storage fails permanently, the workers report that.
-            logger.warning("%s cannot be read: %s", self._run, error)
-        else:
-            self._write_events(rows)
+        with self._optional(f"{self._run / PROFILE_FILE} cannot be read"):
+            self._print_profile()
 
     def _print_start(self) -> None:
         first_step = 0.0 if self._saw_first_step else read_startup(self._run).get("first step", 0.0)
         if first_step > self._started_at:
-            if chosen := read_chosen(self._run):
-                print(f"Training:  {format_chosen(chosen)}")
-            print(f"Started:   first step {first_step - self._started_at:.1f} s after the command", flush=True)
             self._saw_first_step = True
+            with self._optional(f"{self._run / CHOSEN_FILE} is from another version"):
+                if chosen := read_chosen(self._run):
+                    print(f"Training:  {format_chosen(chosen)}")
+            print(f"Started:   first step {first_step - self._started_at:.1f} s after the command", flush=True)
         if not self._saw_first_step and time.monotonic() >= self._note_at:
             print(
                 f"NOTE: no step yet after {SECONDS_BEFORE_NOTE:g} s: the workers are still starting, or waiting for "
@@ -85,6 +108,8 @@ class Follower:
                 flush=True,
             )
             self._note_at = math.inf
+
+    def _print_profile(self) -> None:
         if self._saw_first_step and self._awaits_profile and self._run.exists(PROFILE_FILE):
             print(self._run.read(PROFILE_FILE).decode(), flush=True)
             self._awaits_profile = False
@@ -97,16 +122,10 @@ class Follower:
         self._printed = rows
 
     def _write_events(self, rows: list[Row]) -> None:
-        """Update TensorBoard's file. A failure is reported once; later epochs retry."""
-        if not rows or rows == self._in_events:
-            return
-        try:
+        """Update TensorBoard's file. After a failure, the next poll tries again."""
+        if rows and rows != self._in_events:
             write_events(self._run, rows)
             self._in_events = rows
-        except OSError as error:
-            if not self._events_failed:
-                print(f"NOTE: TensorBoard's event file cannot be written: {error}", file=sys.stderr)
-            self._events_failed = True
 
 
 class Bar:

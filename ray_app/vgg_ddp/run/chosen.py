@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from vgg_ddp.config import TrainConfig
+from vgg_ddp.run.notes import print_note_once, reason
 from vgg_ddp.run.storage import Folder
 
 CHOSEN_FILE = "chosen.json"
@@ -45,13 +46,17 @@ def write_chosen(
 def read_chosen(run: Folder) -> dict[str, str]:
     """The content of chosen.json, flattened, with strings as values: {"precision": "bf16", "versions.torch": "2.14.1"}.
 
-    Empty for a run without the file: one that has not started, or one of an older version of this program.
+    Empty for a run without the file (one that has not started, or one of an older version of this program), or whose
+    file cannot be read; a NOTE then says so once.
     """
     try:
         chosen: dict[str, Any] = json.loads(run.read(CHOSEN_FILE))
+        versions = {f"versions.{name}": number for name, number in chosen.pop("versions").items()}
     except FileNotFoundError:
         return {}
-    versions = {f"versions.{name}": number for name, number in chosen.pop("versions").items()}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        print_note_once(f"{run / CHOSEN_FILE} cannot be read: {reason(error)}")
+        return {}
     return {name: str(value) for name, value in (chosen | versions).items()}
 
 

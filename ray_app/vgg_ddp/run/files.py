@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from vgg_ddp.run.notes import print_note_once
 from vgg_ddp.run.storage import Folder
 
 CONFIG_FILE = "config.json"
@@ -28,6 +30,8 @@ COLUMNS = (
     "seconds",
     "time",
 )
+# These may be nan or infinite: a test split may have no labels, for example.
+MAY_BE_NAN = ("loss", "train_accuracy", "test_loss", "test_accuracy")
 DIGITS = {"time": 13}
 Row = dict[str, float]
 """The metrics of one epoch. Losses and accuracies are means over all ranks, seconds exclude evaluation, and time is the
@@ -39,10 +43,17 @@ def write_config(run: Folder, config: dict[str, Any]) -> None:
 
 
 def read_config(run: Folder) -> dict[str, Any] | None:
-    """The settings of a run, or None if the run does not exist."""
+    """The settings of a run, or None if the run does not exist.
+
+    Raises:
+        OSError: if the file cannot be read.
+        ValueError: if its content is something else.
+    """
     if not run.exists(CONFIG_FILE):
         return None
-    config: dict[str, Any] = json.loads(run.read(CONFIG_FILE))
+    config = json.loads(run.read(CONFIG_FILE))
+    if not isinstance(config, dict):
+        raise ValueError(f"{run / CONFIG_FILE} does not contain settings")
     return config
 
 
@@ -56,12 +67,69 @@ def write_metrics(run: Folder, rows: Sequence[Row]) -> None:
 
 
 def read_metrics(run: Folder) -> list[Row]:
-    """The rows of metrics.csv; empty if the file does not exist yet."""
+    """The rows of metrics.csv, one per epoch; empty if the file does not exist yet.
+
+    Of a damaged file, the rows that can be read; a NOTE says so once.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
     try:
-        text = run.read(METRICS_FILE).decode()
+        content = run.read(METRICS_FILE)
     except FileNotFoundError:
         return []
-    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(io.StringIO(text))]
+    rows, damage = parse_metrics(content)
+    if damage:
+        print_note_once(f"{run / METRICS_FILE} is damaged ({damage}): using what can be read.")
+    return rows
+
+
+def parse_metrics(content: bytes) -> tuple[list[Row], str]:
+    """The rows of metrics.csv by epoch, and what is wrong with the file, which is empty for an intact one.
+
+    Of repeated epochs, the last counts. A column that an older version did not write is nan (time: 0).
+    """
+    header, *lines = content.decode("utf-8-sig", errors="replace").splitlines() or [""]
+    names = [name.strip() for name in header.split(",")]
+    if "epoch" not in names:
+        return [], "its first line does not name the columns" if header.strip() else "it is empty"
+    rows: dict[float, Row] = {}
+    damaged, repeated = [], []
+    for number, line in enumerate(lines, start=2):
+        try:
+            row = _parse_row(names, line)
+        except ValueError:
+            damaged.append(str(number))
+            continue
+        if row["epoch"] in rows:
+            repeated.append(str(number))
+        rows[row["epoch"]] = row
+    kinds = {
+        "no column": [name for name in COLUMNS if name not in names],
+        "not a row of numbers: line": damaged,
+        "an epoch again: line": repeated,
+    }
+    damage = [
+        f"{kind} {', '.join(found[:3])}{' and others' * (len(found) > 3)}" for kind, found in kinds.items() if found
+    ]
+    return [rows[epoch] for epoch in sorted(rows)], "; ".join(damage)
+
+
+def _parse_row(names: Sequence[str], line: str) -> Row:
+    """A line of metrics.csv.
+
+    Raises:
+        ValueError: if the line was cut, or has something else than numbers.
+    """
+    given = dict(zip(names, map(float, line.split(",")), strict=True))
+    for name, value in given.items():
+        if not math.isfinite(value) and name not in MAY_BE_NAN:
+            raise ValueError(f"{name} is {value}")
+    if given["epoch"] < 1:
+        raise ValueError("epochs count from 1")
+    given = {"time": 0.0} | {name: value for name, value in given.items() if not math.isnan(value)}
+    # The same object for every nan, so that rows that are read again compare as equal.
+    return {name: given.get(name, math.nan) for name in COLUMNS}
 
 
 def write_startup(run: Folder, phases: dict[str, float]) -> None:

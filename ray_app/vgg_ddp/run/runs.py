@@ -13,7 +13,8 @@ from vgg_ddp.config import DATA_NAMES, PROGRAM, SCRIPT, TRAJECTORY_FIELDS, Train
 from vgg_ddp.flags import UsageError, flag, parse_flags, setting
 from vgg_ddp.machine import torchrun
 from vgg_ddp.run.chosen import read_chosen
-from vgg_ddp.run.files import CONFIG_FILE, METRICS_FILE, MODEL_FILE, read_config, read_metrics
+from vgg_ddp.run.files import CONFIG_FILE, METRICS_FILE, MODEL_FILE, Row, read_config, read_metrics
+from vgg_ddp.run.notes import noted
 from vgg_ddp.run.storage import Folder, absolute, is_checkpoint
 
 # The entry of chosen.json that identifies the images.
@@ -31,7 +32,10 @@ class Run:
 
     def is_finished(self) -> bool:
         """Whether all epochs are done and the model is from the last one, not left over from a lower --epochs."""
-        rows = read_metrics(self.folder)
+        rows: list[Row] = []
+        # Without its metrics, a run counts as unfinished: the newest checkpoint knows whether it is.
+        with noted(f"{self.folder / METRICS_FILE} cannot be read"):
+            rows = read_metrics(self.folder)
         is_done = bool(rows) and rows[-1]["epoch"] >= self.config.epochs and self.folder.exists(MODEL_FILE)
         return is_done and self.folder.changed_ns(MODEL_FILE) >= self.folder.changed_ns(METRICS_FILE)
 

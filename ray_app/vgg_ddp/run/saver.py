@@ -3,10 +3,11 @@
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
 from vgg_ddp.run import checkpoint
+from vgg_ddp.run.notes import noted
 from vgg_ddp.run.storage import Folder
 
 logger = logging.getLogger(__name__)
@@ -32,26 +33,22 @@ class Saver:
         self._writer = ThreadPoolExecutor(1)
         self._checkpoint: Future[None] | None = None
         self._temporary: Future[None] | None = None
+        self._noted: set[str] = set()
 
     def write_reliably(self, write: Callable[[], None]) -> None:
         """Write a file that the run requires: retry, and set `failure` if the last attempt fails."""
-        for delay in (*RETRY_DELAYS, None):
-            try:
-                write()
-                return
-            except OSError as error:
-                if delay is None:
-                    self.failure = f"{self._run} cannot be written: {error}"
-                    return
-                logger.warning("%s: retrying in %.0f s.", error, delay)
-                time.sleep(delay)
-
-    def write_if_possible(self, write: Callable[[], None]) -> None:
-        """Write an optional file; a failure is logged and ignored."""
         try:
-            write()
+            _write_with_retries(write)
         except OSError as error:
-            logger.warning("%s: continuing without it.", error)
+            self.failure = f"{self._run} cannot be written: {error}"
+
+    def write_if_possible(self, name: str, write: Callable[[], None], retry: bool = False) -> None:
+        """Write an optional file; the first failure is printed, and the run continues without it."""
+        with noted(f"{self._run / name} could not be written", self._noted):
+            if retry:
+                _write_with_retries(write)
+            else:
+                write()
 
     def write_in_background(self, write: Callable[[], None]) -> None:
         """Write a short-lived file; skipped while the previous such write is still running."""
@@ -76,9 +73,21 @@ class Saver:
 
     def wait(self) -> None:
         """Wait for the background thread to finish all writes."""
-        for future in (self._checkpoint, self._temporary):
-            if future:
-                future.result()
+        if self._checkpoint:
+            self._checkpoint.result()
+        if self._temporary:
+            wait([self._temporary])
+
+
+def _write_with_retries(write: Callable[[], None]) -> None:
+    for delay in RETRY_DELAYS:
+        try:
+            write()
+            return
+        except OSError as error:
+            logger.warning("%s: retrying in %.0f s.", error, delay)
+            time.sleep(delay)
+    write()
 
 
 def _ignore_failure(write: Callable[[], None]) -> None:

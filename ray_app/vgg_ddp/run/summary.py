@@ -64,7 +64,7 @@ def format_table(runs: Sequence[FinishedEpochs]) -> str:
         lines.append(
             (
                 run.name,
-                f"{len(run.rows)}/{run.config['epochs']}",
+                f"{last['epoch']:.0f}/{run.config.get('epochs', '?')}",
                 f"{last['loss']:.4f}",
                 f"{last['train_accuracy']:.2%}",
                 format_share(last["test_accuracy"]),
@@ -110,9 +110,8 @@ def format_row(row: Row, epochs: int) -> str:
 
 def best_row(rows: Sequence[Row]) -> Row:
     """The first epoch with the highest test accuracy; without any, the last epoch."""
-    if math.isnan(rows[-1]["test_accuracy"]):
-        return rows[-1]
-    return max(rows, key=lambda row: row["test_accuracy"])
+    known = [row for row in rows if not math.isnan(row["test_accuracy"])]
+    return max(known, key=lambda row: row["test_accuracy"]) if known else rows[-1]
 
 
 def format_share(share: float) -> str:

@@ -28,7 +28,7 @@ from vgg_ddp.model.conv import use_fast_convolutions
 from vgg_ddp.observe.telemetry import Telemetry
 from vgg_ddp.recipes import Recipe
 from vgg_ddp.run import checkpoint
-from vgg_ddp.run.chosen import write_chosen
+from vgg_ddp.run.chosen import CHOSEN_FILE, write_chosen
 from vgg_ddp.run.files import write_config
 from vgg_ddp.run.saver import Saver
 from vgg_ddp.run.storage import Folder
@@ -211,6 +211,7 @@ def _record_settings(worker: Worker, model: str) -> None:
     worker.saver.write_reliably(lambda: write_config(run, config.to_dict()))
     name = processor_name(device)
     worker.saver.write_if_possible(
+        CHOSEN_FILE,
         lambda: write_chosen(
             run,
             config,
@@ -220,7 +221,7 @@ def _record_settings(worker: Worker, model: str) -> None:
             worker.precision,
             worker.world_size,
             str(worker.fingerprint["images"]),
-        )
+        ),
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vgg_ddp.job import Job, Outcome, RefusedError
 from vgg_ddp.model.preprocess import halve, normalize
 from vgg_ddp.model.stored import stored_form
-from vgg_ddp.run.files import write_metrics
+from vgg_ddp.run.files import METRICS_FILE, write_metrics
 from vgg_ddp.weights.model_file import write_model
 from vgg_ddp.worker.ddp import average_buffers, from_all_ranks
 from vgg_ddp.worker.decisions import Decision
@@ -39,7 +39,7 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
         outcome = train(worker, state)
     worker.saver.wait()
     if outcome is None and worker.rank == 0 and not worker.saver.failure:
-        worker.saver.write_reliably(lambda: write_results(worker, state))
+        write_results(worker, state)
     if worker.saver.failure:
         return Outcome("unsaved", worker.saver.failure, state.step)
     return outcome or Outcome("finished", step=state.step)
@@ -149,7 +149,7 @@ def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome |
     worker.telemetry.show(state.rows[-1])
     if worker.rank == 0:
         # The driver reads this file for the terminal, TensorBoard, and MLflow.
-        worker.saver.write_if_possible(lambda: write_metrics(worker.run, state.rows))
+        worker.saver.write_if_possible(METRICS_FILE, lambda: write_metrics(worker.run, state.rows))
     return None
 
 
@@ -184,9 +184,13 @@ def save(worker: Worker, state: TrainState) -> None:
 
 def write_results(worker: Worker, state: TrainState) -> None:
     """Write the results of a finished run: all metrics, and the model with its classes and preprocessing."""
-    write_metrics(worker.run, state.rows)
-    stored = stored_form(state.model)
-    write_model(worker.run, stored, worker.config.recipe, worker.class_names, worker.preprocessing)
+    saver, stored = worker.saver, stored_form(state.model)
+    # Metrics first: a model that is older belongs to fewer epochs. A run whose metrics cannot be written is still worth
+    # its model.
+    saver.write_if_possible(METRICS_FILE, lambda: write_metrics(worker.run, state.rows), retry=True)
+    saver.write_reliably(
+        lambda: write_model(worker.run, stored, worker.config.recipe, worker.class_names, worker.preprocessing)
+    )
 
 
 def bad_image(worker: Worker, state: TrainState) -> Outcome | None:

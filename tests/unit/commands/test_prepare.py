@@ -124,6 +124,46 @@ def test_unreadable_file_stops_the_command_and_a_retry_stores_it(folder: Path, t
     assert "Stored 61 images." in result.stdout
 
 
+def make_unreadable(*files: Path) -> None:
+    for file in files:
+        file.write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(500))
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("train",), ("test",)])
+def test_split_of_which_no_image_can_be_read_is_refused(folder: Path, tmp_path: Path, splits: tuple[str, ...]) -> None:
+    for split in ("train", "test"):
+        shutil.copytree(folder, tmp_path / "splits" / split)
+    files = [file for split in splits for file in sorted((tmp_path / "splits" / split).glob("*/*"))]
+    make_unreadable(*files)
+    result = run(tmp_path / "splits", tmp_path / "out", "--images-per-shard", 20)
+    assert result.returncode == 2
+    kinds = " and ".join({"train": "training", "test": "test"}[split] for split in splits)
+    first = min(str(file.relative_to(tmp_path / "splits")) for file in files)
+    assert result.stderr.startswith(
+        f"error: none of the {len(files)} {kinds} files could be read as an image; {first}: "
+    )
+    assert result.stderr.count("\n") == 1 and "Train on them" not in result.stdout
+    left = {file.name.split("-")[0] for file in (tmp_path / "out").glob("*.parquet")}
+    assert left == {"train", "test"} - set(splits)
+    assert len((tmp_path / "out" / "broken.csv").read_text().splitlines()) == 1 + len(files)
+
+
+def test_what_is_odd_about_the_folder_is_printed(tmp_path: Path, pixels: Pixels) -> None:
+    for name in ("a", "b", "a/@eaDir", "__MACOSX/a"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    (tmp_path / "images" / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    result = run(tmp_path / "images", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert [line for line in result.stdout.splitlines() if line.startswith("NOTE: ")] == [
+        f"NOTE: 1 image(s) beside the folders in {tmp_path}/images are left out, such as \\xff.png.",
+        "NOTE: skipped 2 folder(s) (@eaDir, __MACOSX), hidden or of the operating system.",
+        "NOTE: the 4 training images that were checked are all the same once decoded: nothing can be learned from "
+        "them.",
+    ]
+
+
 def test_images_can_be_resized(folder: Path, tmp_path: Path) -> None:
     assert run(folder, tmp_path / "out", "--image-size", 16).returncode == 0
     for file in (tmp_path / "out").glob("*.parquet"):
@@ -148,7 +188,8 @@ def test_killed_command_continues_and_produces_the_same_bytes(tmp_path: Path) ->
         process.send_signal(signal.SIGKILL)
     complete = {path: path.stat().st_mtime_ns for path in output.glob("*.parquet")}
     assert 1 < len(complete) < len(contents(tmp_path / "uninterrupted"))
-    (output / "train-00000-of-00006.parquet.0123abcd.tmp").write_bytes(b"partial")
+    for name in ("train-00000-of-00006.parquet", "test-00000-of-00009.parquet"):
+        (output / f"{name}.0123abcd.tmp").write_bytes(b"partial")
     result = run(*flags, output)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("already written") == len(complete)
@@ -174,17 +215,35 @@ def test_changed_image_is_updated_and_other_shards_are_untouched(folder: Path, t
         (["images", "out", "--processes", "0"], "--processes 0: expected a positive number"),
         (["images", "abc://x"], "abc://x cannot be used"),
         (["images", "full"], "contains train-1.parquet, made from other images"),
+        (["images", "plain"], "contains test.parquet, made from other images"),
+        (["images", "upper"], "contains Training_0.parquet, made from other images"),
+        (["images", "other"], "contains train-00000-of-00002.parquet, made from other images"),
     ],
 )
 def test_invalid_input_is_reported_in_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
 ) -> None:
     monkeypatch.chdir(folder.parent)
-    Path("full").mkdir()
-    Path("full/train-1.parquet").write_bytes(b"")
+    for file in (
+        "full/train-1.parquet",
+        "plain/test.parquet",
+        "upper/Training_0.parquet",
+        "other/train-00000-of-00002.parquet",
+    ):
+        Path(file).parent.mkdir()
+        Path(file).write_bytes(b"")
     result = run(*arguments)
     assert result.returncode == 2
     assert expected in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_files_that_belong_to_no_split_are_left_alone(folder: Path, tmp_path: Path) -> None:
+    others = ("train_full.parquet", "trains.parquet", "validation.parquet", "train.parquet.tmp", "notes.txt")
+    (tmp_path / "out").mkdir()
+    for name in others:
+        (tmp_path / "out" / name).write_bytes(b"")
+    assert run(folder, tmp_path / "out").returncode == 0
+    assert contents(tmp_path / "out").keys() > set(others)
 
 
 def test_unwritable_output_is_reported_in_one_line(folder: Path, tmp_path: Path) -> None:

@@ -45,11 +45,100 @@ def test_classes_are_shuffled(tmp_path: Path) -> None:
     assert 30 < sum(labels[:90]) < 60
 
 
-def test_file_manager_files_are_ignored(tmp_path: Path) -> None:
-    root = make(tmp_path, "a/1.png", "a/2.png", "a/.DS_Store", "a/Thumbs.db", ".hidden/1.png")
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "Test"),
+        ("TRAIN", "TEST"),
+        ("Training", "Testing"),
+        ("train", "validation"),
+        ("Train", "val"),
+        ("train", "Valid"),
+        ("train", "dev"),
+        ("train", "eval"),
+        ("training_set", "test_set"),
+        ("trainset", "testset"),
+    ],
+)
+def test_folders_of_splits_are_recognized_by_their_names(tmp_path: Path, train: str, test: str) -> None:
+    found = list_images(
+        make(tmp_path, f"{train}/a/1.png", f"{train}/b/2.png", f"{test}/a/3.png", f"{test}/b/4.png"), 0.5
+    )
+    assert found.class_names == ("a", "b")
+    assert labels_of(found.train) == {f"{train}/a/1.png": 0, f"{train}/b/2.png": 1}
+    assert labels_of(found.test) == {f"{test}/a/3.png": 0, f"{test}/b/4.png": 1}
+    assert found.notes == ()
+
+
+def test_validation_images_are_left_out_if_there_is_a_test_split(tmp_path: Path) -> None:
+    root = make(tmp_path, *(f"{split}/{name}/1.png" for split in ("train", "Val", "test", "meta") for name in "ab"))
     found = list_images(root, 0.5)
-    assert found.class_names == ("a",)
-    assert len(found.train) + len(found.test) == 2
+    assert set(labels_of(found.test)) == {"test/a/1.png", "test/b/1.png"}
+    assert found.notes == ("only train and test are used, without Val, meta.",)
+
+
+def test_validation_images_are_used_if_the_test_images_have_no_labels(tmp_path: Path) -> None:
+    root = make(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png", "test/1.png")
+    found = list_images(root, 0.5)
+    assert set(labels_of(found.test)) == {"val/a/1.png", "val/b/1.png"}
+    assert found.notes == ("only train and val are used, without test.",)
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "plane", "bus"), ("bullet train", "test tube", "c", "d", "e"), ("Test", "cat")]
+)
+def test_classes_may_have_names_of_splits(tmp_path: Path, names: tuple[str, ...]) -> None:
+    found = list_images(make(tmp_path, *(f"{name}/{i}.png" for name in names for i in range(2))), 0.5)
+    assert found.class_names == tuple(sorted(names))
+
+
+def test_system_files_and_folders_are_skipped_and_counted(tmp_path: Path) -> None:
+    images = [f"{name}/{i}.png" for name in "ab" for i in range(2)]
+    files = ["a/.DS_Store", "b/.DS_Store", "a/Thumbs.db", "a/desktop.ini", "b/._1.png", "b/deep/._2.png"]
+    folders = [".git", "__MACOSX", "lost+found", "#recycle", "$RECYCLE.BIN", "a/@eaDir", "b/.thumbnails"]
+    found = list_images(make(tmp_path, *images, *files, *(f"{folder}/a/1.png" for folder in folders)), 0.5)
+    assert found.class_names == ("a", "b")
+    assert sorted([*labels_of(found.train), *labels_of(found.test)]) == images
+    assert found.notes == (
+        "skipped 7 folder(s) (#recycle, $RECYCLE.BIN, .git and others) and 6 file(s) (.DS_Store, ._1.png, ._2.png and "
+        "others), hidden or of the operating system.",
+    )
+
+
+def test_images_beside_the_classes_are_pointed_out(tmp_path: Path) -> None:
+    beside = ["z.png", "train/y.JPG", "train/labels.csv", "test/x.webp", "test/w.tiff", "README.md"]
+    root = make(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png", *beside)
+    assert list_images(root, 0.5).notes == (
+        f"1 image(s) beside the folders in {root} are left out, such as z.png.",
+        f"1 image(s) beside the folders in {root}/train are left out, such as y.JPG.",
+        f"2 image(s) beside the folders in {root}/test are left out, such as w.tiff.",
+    )
+
+
+def test_linked_class_is_read_and_links_that_lead_back_are_left_out(tmp_path: Path) -> None:
+    make(tmp_path, "elsewhere/1.png", "elsewhere/2.png", "root/a/1.png", "root/a/2.png")
+    root = tmp_path / "root"
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    (root / "loop").symlink_to(root)
+    (root / "above").symlink_to(tmp_path)
+    (root / "a" / "up").symlink_to("..")
+    (root / "a" / "other").symlink_to(tmp_path / "elsewhere")
+    (root / "itself").symlink_to("itself")
+    found = list_images(root, 0.5)
+    assert found.class_names == ("a", "b")
+    assert len(found.train) + len(found.test) == 4
+    assert found.notes == (f"4 linked folder(s) are left out: {root}/a/other, {root}/a/up, {root}/above and others.",)
+
+
+def test_classes_without_images_are_pointed_out(tmp_path: Path) -> None:
+    root = make(tmp_path, "train/a/1.png", "train/b/1.png", "train/c/1.png", "test/a/1.png")
+    (root / "train" / "d").mkdir()
+    assert list_images(root, 0.5).notes == ("1 class(es) have no images: d.", "2 class(es) have no test images: b, c.")
+
+
+def test_single_class_is_pointed_out(tmp_path: Path) -> None:
+    root = make(tmp_path, "photos/cat/1.png", "photos/dog/2.png")
+    assert list_images(root, 0.5).notes == (f"there is only one class, photos: is {root} the right folder?",)
 
 
 def test_empty_class_keeps_its_label(tmp_path: Path) -> None:
@@ -76,6 +165,24 @@ def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
         (["train/1.png", "test/1.png"], "has no subfolders"),
         (["train/a/1.png", "train/a/2.png"], "has train, but not both train and test"),
         (["test/a/1.png", "val/a/1.png"], "has test and val, but not both train and test"),
+        (["train/a/1.png", "Train/a/1.png", "test/a/1.png"], "has Train and train, which both mean the train split"),
+        (["train/a/1.png", "TRAINING/a/1.png"], "has TRAINING and train, which both mean the train split"),
+        (["train/a/1.png", "test/a/1.png", "testing/a/1.png"], "has test and testing, which both mean the test split"),
+        (["seg_train/a/1.png", "seg_test/a/1.png", "seg_pred/1.png"], "has seg_train and seg_test, which look like"),
+        (["cat/train/1.png", "cat/test/1.png", "dog/1.png"], "/cat holds test and train: expected .*/train/cat and"),
+        (["data/Train/a/1.png", "data/val/a/1.png"], "/data holds Train and val: give .*/data as the image folder"),
+        (
+            ["train/train/a/1.png", "test/test/a/1.png"],
+            "/train has only the folder train: expected one folder per class",
+        ),
+        (
+            ["train/cat.0.jpg", "train/dog.1.jpg", "test/1.jpg"],
+            "2 images: expected one per class, as in .*/train/cat/cat.0",
+        ),
+        (["train/1.jpg", "test/1.jpg"], "1 images: expected one per class, as in .*/train/CLASS/1.jpg"),
+        (["train/a/1.png", "train/b/1.png", "test/1.png"], "/test has no class folders, so its images have no labels"),
+        (["train/a/1.png", "train/b/.x", "test/b/1.png"], "class b in .* has test images, but no training images"),
+        (["__MACOSX/a/1.png", ".git/b/1.png"], "has no subfolders"),
     ],
 )
 def test_folder_without_classes_or_files_is_refused(tmp_path: Path, paths: list[str], expected: str) -> None:

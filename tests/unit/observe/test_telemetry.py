@@ -141,3 +141,16 @@ def test_frozen_first_layer_is_skipped() -> None:
     model(torch.ones(4, 3)).sum().backward()
     clock.mark("communication")
     assert clock.stop()["compute"] > 0
+
+
+def test_profile_that_fails_is_noted_once_and_the_steps_go_on(
+    run: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The profiler writes its trace to a temporary folder.
+    monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
+    profiler = StepProfiler(run, Saver(run, rank=0), CPU)
+    for _ in range(SKIPPED_STEPS + WARMUP_STEPS + STEPS + 3):
+        torch.ones(8, 8) @ torch.ones(8, 8)
+        profiler.step()
+    error = capsys.readouterr().err
+    assert error.startswith("NOTE: the steps could not be profiled: [Errno 2]") and error.count("\n") == 1

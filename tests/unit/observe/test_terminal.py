@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -203,6 +204,37 @@ def test_events_that_cannot_be_written_are_reported_once(
     assert (
         captured.err.startswith("NOTE: TensorBoard's event file cannot be written: ") and captured.err.count("\n") == 1
     )
+
+
+def test_damaged_files_are_noted_once_and_epochs_are_still_printed(
+    run: Folder, make_rows: MakeRows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("startup.json", "chosen.json", "progress.json"):
+        run.write(name, b"\xff{")
+    with follower(run, 100.0):
+        # Several polls.
+        time.sleep(1.2)
+        report.write_startup(run, {"first step": 107.5})
+        report.write_metrics(run, make_rows(1))
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        "Started:   first step 7.5 s after the command",
+        summary.format_row(make_rows(1)[0], 3),
+    ]
+    assert [line.split(": Unicode")[0] for line in captured.err.splitlines()] == [
+        f"NOTE: {run}/{name} cannot be read" for name in ("startup.json", "chosen.json")
+    ]
+
+
+def test_terminal_without_a_progress_bar_shows_the_epochs(
+    run: Folder, make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As if it were not installed.
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    with screen(monkeypatch) as shown, follower(run, 100.0):
+        report.write_metrics(run, make_rows(2))
+    assert shown.text.splitlines() == [summary.format_row(row, 3) for row in make_rows(2)]
+    assert capsys.readouterr().err.startswith("NOTE: the progress bar cannot be shown: ModuleNotFoundError")
 
 
 def test_profile_is_printed_once(run: Folder, capsys: pytest.CaptureFixture[str]) -> None:

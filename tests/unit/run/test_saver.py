@@ -70,11 +70,28 @@ def test_write_that_fails_at_first_is_retried(run: Folder, monkeypatch: pytest.M
     assert len(checkpoint.list_names(run)) == 1
 
 
-def test_optional_file_that_cannot_be_written_is_not_a_failure(run: Folder) -> None:
+def test_optional_file_that_cannot_be_written_is_noted_once(run: Folder, capsys: pytest.CaptureFixture[str]) -> None:
     block(run)
     saver = Saver(run, rank=0)
-    saver.write_if_possible(lambda: run.write("note", b""))
+    for _ in range(3):
+        saver.write_if_possible("metrics.csv", lambda: run.write("metrics.csv", b""))
     assert saver.failure is None
+    error = capsys.readouterr().err
+    assert error.startswith(f"NOTE: {run}/metrics.csv could not be written: ") and error.count("\n") == 1
+
+
+def test_optional_file_may_be_retried(run: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "RETRY_DELAYS", (0.01, 0.01))
+    parent, attempts = block(run), []
+
+    def write() -> None:
+        attempts.append(1)
+        if len(attempts) == 3:
+            parent.delete("run")
+        run.write("metrics.csv", b"content")
+
+    Saver(run, rank=0).write_if_possible("metrics.csv", write, retry=True)
+    assert run.read("metrics.csv") == b"content"
 
 
 def test_waiting_without_a_checkpoint_returns(run: Folder) -> None:
@@ -104,8 +121,13 @@ def test_background_write_is_skipped_while_busy_and_its_failure_is_ignored(
     def fail() -> None:
         raise OSError("no space")
 
+    def fail_in_another_way() -> None:
+        raise ValueError("no number")
+
     saver.write_in_background(fail)
     saver.save(make_state(2, torch.zeros(3)))
+    saver.wait()
+    saver.write_in_background(fail_in_another_way)
     saver.wait()
     assert written == ["slow"]
     assert saver.failure is None and not caplog.records
