@@ -27,7 +27,7 @@ class PredictConfig:
     model: str
     """Run folder or .safetensors file; a path or URI (s3://...)."""
     images: tuple[str, ...] = ()
-    """Images to classify (PNG or JPEG)."""
+    """Images to classify (PNG, JPEG, or any other format that Pillow reads)."""
     top: int = 3
     """Number of classes to print per image, most likely first."""
     data: str | None = None
@@ -66,7 +66,7 @@ def classify(classifier: "Classifier", config: PredictConfig) -> None:
     pixels = []
     for name in config.images:
         try:
-            pixels.append(decode_image(Path(name).read_bytes(), classifier.image_size))
+            pixels.append(decode_image(Path(name).read_bytes(), classifier.image_size, any_format=True))
         except OSError as error:
             raise UsageError(f"{name} cannot be read as an image: {error}") from error
     width = max(map(len, config.images))

@@ -26,8 +26,8 @@ DATA_FILES = (
     "trace.json.gz",
 )
 MODEL_FILES = ("model.safetensors", "config.json", "metrics.csv")
-# The only part of vgg_ddp that the serving script needs. It imports nothing but torch.
-CODE_FOLDER = "model"
+# The only parts of vgg_ddp that the serving script needs. They import nothing but torch, numpy and Pillow.
+CODE = ("__init__.py", "model/*.py", *(f"data/{name}.py" for name in ("__init__", "decode", "image_files", "opaque")))
 
 
 def copy_files(filesystem: fs.FileSystem, folder: str, names: tuple[str, ...], target: Path) -> list[str]:
@@ -45,12 +45,13 @@ def copy_files(filesystem: fs.FileSystem, folder: str, names: tuple[str, ...], t
 
 def copy_code(target: Path) -> None:
     """Copy the serving script and the modules that it imports."""
-    package = target / "vgg_ddp"
-    package.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "sagemaker_entry" / "container" / "serve" / "inference.py", target)
-    source = ROOT / "ray_app" / "vgg_ddp"
-    shutil.copy(source / "__init__.py", package)
-    shutil.copytree(source / CODE_FOLDER, package / CODE_FOLDER, ignore=shutil.ignore_patterns("__pycache__"))
+    source = ROOT / "ray_app"
+    for file in (file for pattern in CODE for file in source.glob(f"vgg_ddp/{pattern}")):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from sagemaker_entry.container.outputs import copy_code
 from support.command import PATIENCE, ROOT
 
 pytestmark = pytest.mark.slow
@@ -62,8 +63,8 @@ def test_documented_model_is_served_by_the_documented_program(folder: Path, trai
     for name, content in TOOLKIT.items():
         (tmp_path / "sagemaker_inference" / name).write_text(content)
     # Like a model archive, which contains only the models of the training code.
-    shutil.copytree(folder / "ray_app" / "vgg_ddp" / "model", tmp_path / "vgg_ddp" / "model")
-    shutil.copy(ROOT / "sagemaker_entry" / "container" / "serve" / "inference.py", tmp_path)
+    copy_code(tmp_path)
+    shutil.copytree(folder / "ray_app" / "vgg_ddp" / "model", tmp_path / "vgg_ddp" / "model", dirs_exist_ok=True)
     Image.new("RGB", (40, 30), "green").save(tmp_path / "image.png")
     program = program.replace("runs/resnet", str(trained)).replace("my-cat.png", "image.png")
     answer = json.loads(succeed(tmp_path, "-c", program))

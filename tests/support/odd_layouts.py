@@ -256,4 +256,8 @@ def documentation() -> str:
 
 
 def _quoted(outcome: str) -> str:
-    return outcome if outcome.startswith("used") else f"refused: `{outcome.replace('FOLDER', 'DATA')}`"
+    if not outcome.startswith(USED.partition(":")[0]):
+        return f"refused: `{outcome.replace('FOLDER', 'DATA')}`"
+    rest = outcome.partition(" images")[2]
+    split = rest.removeprefix(" of ") if rest.startswith(" of ") else ""
+    return f"used, with `{split}` as the test split" if split else f"used{rest}"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sagemaker_entry.container import outputs
+
 ROOT = Path(__file__).resolve().parents[2]
 # The parent folder of each package.
 PACKAGES = {"vgg_ddp": ROOT / "ray_app", "sagemaker_entry": ROOT, "benchmarks": ROOT}
@@ -18,7 +20,7 @@ PROGRAM = [ROOT / name for name in ("ray_app", "sagemaker_entry", "benchmarks", 
 PRIVATE_HOMES = ("ray_app/vgg_ddp/compat/", "sagemaker_entry/client/sdk.py")
 # Documented although they start with an underscore.
 PUBLIC = {"os._exit", "_typeshed.ReadableBuffer"}
-# The serving container gets this folder unchanged, next to vgg_ddp/model.
+# The serving container gets this folder unchanged, next to its part of vgg_ddp.
 NO_PACKAGES = {"sagemaker_entry/container/serve"}
 MAX_MODULES, MAX_LINES, MAX_FUNCTION_LINES = 15, 300, 60
 
@@ -200,20 +202,28 @@ def test_known_uses_of_private_names_are_found() -> None:
     assert any("_create_default_callbacks" in name for name, _ in private_names(compat / "ray_train.py"))
 
 
-def test_model_package_imports_only_torch_and_numpy() -> None:
-    """The serving container gets only the folder vgg_ddp/model of the package."""
-    allowed = sys.stdlib_module_names | {"torch", "numpy"}
-    files = [file for name, file in modules().items() if name.startswith("vgg_ddp.model")]
+def test_serving_archive_imports_only_itself_and_torch_numpy_and_pillow() -> None:
+    """SageMaker's containers have these packages; of vgg_ddp, they get only the archive's part."""
+    package, script = ROOT / "ray_app" / "vgg_ddp", ROOT / "sagemaker_entry" / "container" / "serve" / "inference.py"
+    files = {file for pattern in outputs.CODE for file in package.glob(pattern)}
+    archive = {name for name, file in modules().items() if file in files}
+    assert len(archive) == len(files) > 10
+    allowed = sys.stdlib_module_names | {"torch", "numpy", "PIL"}
     foreign = [
         f"{place(file, node)}: {name}"
-        for file in files
+        for file in sorted({*files, script})
         for name, node in imports(file)
-        if name.split(".")[0] not in allowed and not name.startswith("vgg_ddp.model")
+        if name.split(".")[0] not in allowed | ({"sagemaker_inference"} if file == script else set())
+        and name not in archive
     ]
-    foreign += [
+    assert not foreign, "\n".join(foreign)
+
+
+def test_model_package_does_not_import_the_rest() -> None:
+    foreign = [
         f"{place(file, node)}: {name}"
-        for file in sources(ROOT / "sagemaker_entry" / "container" / "serve", ROOT / "ray_app" / "vgg_ddp" / "model")
+        for file in sources(ROOT / "ray_app" / "vgg_ddp" / "model")
         for name, node in imports(file)
-        if name.startswith(("vgg_ddp", "sagemaker_entry")) and not name.startswith("vgg_ddp.model")
+        if name.startswith(("vgg_ddp", "sagemaker_entry", "PIL")) and not name.startswith("vgg_ddp.model")
     ]
     assert not foreign, "\n".join(foreign)

@@ -47,12 +47,6 @@ def test_grayscale_becomes_three_equal_channels(encode: Callable[..., bytes], ra
     np.testing.assert_array_equal(decode_image(encode(gray), 32), np.repeat(gray[:, :, None], 3, axis=2))
 
 
-def test_transparency_is_dropped(encode: Callable[..., bytes], random_pixels: Pixels) -> None:
-    alpha = np.full((32, 32, 1), 128, dtype=np.uint8)
-    encoded = encode(np.concatenate([random_pixels[0], alpha], axis=2))
-    np.testing.assert_array_equal(decode_image(encoded, 32), random_pixels[0])
-
-
 @pytest.mark.parametrize("column", ["img", "image"])
 @pytest.mark.parametrize("struct", [True, False])
 def test_images_may_be_bytes_or_a_struct_under_either_name(

@@ -1,17 +1,25 @@
 import ast
+from pathlib import Path
 
 from sagemaker_entry.container import outputs
-from support.command import ROOT
 
 
-def test_archive_includes_every_module_that_its_code_imports() -> None:
-    package = ROOT / "ray_app" / "vgg_ddp"
-    folder = package / outputs.CODE_FOLDER
-    files = [*folder.glob("*.py"), ROOT / "sagemaker_entry" / "container" / "serve" / "inference.py"]
-    imports = {
-        node.module
-        for file in files
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vgg_ddp")
+def imported_modules(file: Path) -> set[str]:
+    nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+    return {node.module for node in nodes if node.module and node.module.startswith("vgg_ddp")}
+
+
+def test_archive_consists_of_the_script_and_the_modules_that_it_needs(tmp_path: Path) -> None:
+    outputs.copy_code(tmp_path)
+    needed, found = imported_modules(tmp_path / "inference.py"), set[str]()
+    while needed:
+        name = needed.pop()
+        found.add(name)
+        needed |= imported_modules(tmp_path / f"{name.replace('.', '/')}.py") - found
+    copied = {
+        ".".join(file.relative_to(tmp_path).with_suffix("").parts)
+        for file in (tmp_path / "vgg_ddp").rglob("*")
+        if file.is_file()
     }
-    assert imports and all(name.startswith(f"vgg_ddp.{outputs.CODE_FOLDER}.") for name in imports)
+    packages = {"vgg_ddp.__init__", "vgg_ddp.data.__init__", "vgg_ddp.model.__init__"}
+    assert found == copied - packages and packages <= copied
