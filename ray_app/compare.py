@@ -4,12 +4,17 @@ Exit codes: 0 done; 2 invalid input; 130 stopped by Ctrl-C.
 """
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import ClassVar
 
+# With PYTHONSAFEPATH, Python does not search the script's folder.
+if sys.flags.safe_path:
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+
 from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error, refuse_password
-from vgg_ddp.machine.stdout import outlive_readers
+from vgg_ddp.machine.environment import check_environment, run_script
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +60,7 @@ def write_picture(output: str, picture: bytes) -> None:
 
 def main() -> int:
     try:
+        check_environment()
         config = parse_flags(CompareConfig, sys.argv[1:], "python ray_app/compare.py")
         from vgg_ddp.run.curves import draw
         from vgg_ddp.run.notes import noted
@@ -77,5 +83,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    outlive_readers()
-    sys.exit(main())
+    run_script(main, output_is_result=True)

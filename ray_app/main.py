@@ -1,17 +1,23 @@
 """Train: python ray_app/main.py --num-workers 4
 
-Exit codes: 0 run finished; 1 training failed; 2 invalid input; 130 stopped by Ctrl-C; 143 stopped by SIGTERM.
+Exit codes: 0 run finished; 1 training failed; 2 invalid input; 129 stopped by SIGHUP, as when the terminal closes; 130
+stopped by Ctrl-C; 143 stopped by SIGTERM.
 """
 
 import os
 import sys
 import time
+import traceback
 from typing import NoReturn
+
+# With PYTHONSAFEPATH, Python does not search the script's folder.
+if sys.flags.safe_path:
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
 
 from vgg_ddp.config import PROGRAM, TrainConfig
 from vgg_ddp.flags import BAD_INPUT, UsageError, parse_flags, print_usage_error
 from vgg_ddp.machine import torchrun
-from vgg_ddp.machine.stdout import outlive_readers
+from vgg_ddp.machine.environment import check_environment, prepare_process
 
 
 def main() -> int:
@@ -21,6 +27,7 @@ def main() -> int:
         # torchrun's processes are themselves the workers.
         arguments = ["--num-workers", "0", *arguments]
     try:
+        check_environment()
         config = parse_flags(TrainConfig, arguments, PROGRAM)
         # Imported here to keep --help and flag errors fast.
         from vgg_ddp.driver.launch import launch
@@ -32,6 +39,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nStopped by Ctrl-C.", flush=True)
         return 130
+    except Exception:
+        # Python's shutdown would print the same, but may then abort.
+        traceback.print_exc()
+        return 1
 
 
 def end(exit_code: int) -> NoReturn:
@@ -46,5 +57,5 @@ def end(exit_code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    outlive_readers()
+    prepare_process()
     end(main())

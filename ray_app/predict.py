@@ -4,12 +4,17 @@ Exit codes: 0 done; 2 invalid input; 130 stopped by Ctrl-C.
 """
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+# With PYTHONSAFEPATH, Python does not search the script's folder.
+if sys.flags.safe_path:
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+
 from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error, refuse_password
-from vgg_ddp.machine.stdout import outlive_readers
+from vgg_ddp.machine.environment import check_environment, run_script
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,6 +126,7 @@ def check_classes(
 
 def main() -> int:
     try:
+        check_environment()
         config = parse_flags(PredictConfig, sys.argv[1:], "python ray_app/predict.py")
         from vgg_ddp.weights.model_file import load_classifier
 
@@ -134,5 +140,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    outlive_readers()
-    sys.exit(main())
+    run_script(main, output_is_result=True)

@@ -7,6 +7,7 @@ invalid input; 130 stopped by Ctrl-C. Running the same command again continues a
 import csv
 import dataclasses
 import io
+import os
 import re
 import sys
 import time
@@ -14,8 +15,12 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+# With PYTHONSAFEPATH, Python does not search the script's folder.
+if sys.flags.safe_path:
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+
 from vgg_ddp.flags import UsageError, flag, parse_flags, quit_with_usage_error, refuse_password
-from vgg_ddp.machine.stdout import outlive_readers
+from vgg_ddp.machine.environment import check_environment, run_script
 
 if TYPE_CHECKING:
     from vgg_ddp.data.prepare.shards import Settings, Shard, Written
@@ -204,6 +209,7 @@ def report_broken(folder: "Folder", written: "list[Written]") -> None:
 
 def main() -> int:
     try:
+        check_environment()
         return prepare(parse_flags(PrepareConfig, sys.argv[1:], "python ray_app/prepare.py"))
     except UsageError as error:
         quit_with_usage_error(error)
@@ -213,5 +219,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    outlive_readers()
-    sys.exit(main())
+    run_script(main)

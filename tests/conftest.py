@@ -22,6 +22,8 @@ def private_home() -> Iterator[Path]:
         patch.setenv("RAY_TMPDIR", folder)
         # A shell ignores Ctrl-C in commands that it starts in the background; the tests' processes would inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # And `nohup` ignores this one.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         for name, value in SETTINGS.items():
             patch.setenv(name, value)
         for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):

@@ -1,5 +1,6 @@
 """The data that the driver and the workers exchange."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.data.streamed_dataset import StreamedDataset
+from vgg_ddp.machine.code import Code
 from vgg_ddp.run.storage import Folder
 from vgg_ddp.weights.pretrained import Pretrained
 
@@ -28,6 +30,7 @@ class Job:
             does not share the driver's storage.
         phases: end time of each start-up phase so far, in seconds since 1970.
         stop_requested: returns whether the run should save and stop.
+        code: the driver's copy of this package; the workers must run the same code.
     """
 
     config: TrainConfig
@@ -38,6 +41,7 @@ class Job:
     lock_file: str | None = None
     phases: dict[str, float] = field(default_factory=dict)
     stop_requested: Callable[[], bool] | None = None
+    code: Code = field(default_factory=Code.of_this_process)
 
 
 class RefusedError(Exception):
@@ -46,11 +50,16 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the training loop ended, the same on every rank."""
+    """How the training loop ended, the same on every rank.
+
+    Attributes:
+        signal_number: the signal that stopped the run, as far as the driver knows.
+    """
 
     kind: Literal["finished", "stopped", "diverged", "refused", "unsaved"]
     message: str = ""
     step: int = 0
+    signal_number: int = signal.SIGTERM
 
 
 @dataclass(frozen=True)

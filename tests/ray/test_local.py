@@ -89,7 +89,7 @@ def undisturbed_by_two(two_undisturbed: Path) -> bytes:
     return model(two_undisturbed)
 
 
-@pytest.mark.parametrize(("signal_number", "exit_code"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(("signal_number", "exit_code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
 def test_interrupted_process_resumes_to_the_same_weights(
     signal_number: str, exit_code: int, undisturbed: bytes, tiny_data: Path, tmp_path: Path
 ) -> None:
@@ -157,9 +157,10 @@ def test_terminated_torchrun_saves_and_resumes_to_the_same_weights(
 def test_fast_recipe_resumes_to_the_same_weights_and_leaves_a_plain_model(tiny_data: Path, tmp_path: Path) -> None:
     flags = ("--data", tiny_data, *FLAGS, "--recipe", "fast")
     stopped = torchrun_command(2, *flags, "--run-name", "run", "--checkpoint-every-seconds", 300)
-    with started(tmp_path, stopped) as process:
+    with started(tmp_path, ["nohup", *stopped]) as process:
         wait_until(lambda: (tmp_path / "runs/run/startup.json").exists())
-        process.terminate()
+        # A terminal that closes sends this to all of its processes. torchrun handles it even under nohup.
+        os.killpg(process.pid, signal.SIGHUP)
         output, _ = process.communicate(timeout=30)
     assert "Stopped after step" in output
     for arguments in (("--resume", "run"), (*flags, "--run-name", "undisturbed")):

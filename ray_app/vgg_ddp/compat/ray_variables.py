@@ -20,3 +20,8 @@ FREQUENT_PREEMPTION_CHECKS = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
 # between two row groups.
 # If ignored: Ray keeps starting new processes, which takes seconds of CPU time each, and streaming is slower.
 KEEP_IDLE_PROCESSES = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
+
+# By default, a driver that `uv run` started makes Ray copy the working directory, and start each worker by `uv run` in
+# the copy, where the virtual environment is missing. The workers use the driver's environment without it.
+# If ignored: under `uv run`, the workers never start.
+NO_UV_RUN = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}

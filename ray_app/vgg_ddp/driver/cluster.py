@@ -10,12 +10,15 @@ from typing import Any
 
 import ray
 import yaml
+from ray.exceptions import RayError
 
+from vgg_ddp.compat.ray_job import job_config
 from vgg_ddp.compat.ray_variables import LOOPBACK_ONLY
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.driver.ray_environment import LOCAL, PACKAGE
+from vgg_ddp.driver.ray_environment import AUTO, LOCAL
 from vgg_ddp.flags import UsageError
 from vgg_ddp.machine import malloc
+from vgg_ddp.machine.code import PACKAGE
 from vgg_ddp.machine.limits import usable_cores
 
 logger = logging.getLogger(__name__)
@@ -28,7 +31,7 @@ SHARES = 10_000
 # Ray Train itself sets a deprecated option of Ray Data; this hides the warning.
 QUIET = {"PYTHONWARNINGS": "ignore:`ExecutionOptions.exclude_resources`"}
 # Where `ray up` puts the cluster file on a head node; it lists the resources of each node type.
-CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")
+CLUSTER_FILE = "~/ray_bootstrap_config.yaml"
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,17 @@ def connect(address: str, verbose: bool = False) -> Any:
     """
     level = logging.INFO if verbose else logging.ERROR
     if address == LOCAL:
-        connection = ray.init(address=LOCAL, num_cpus=usable_cores(), logging_level=level)
+        connection = ray.init(address=LOCAL, num_cpus=usable_cores(), logging_level=level, job_config=job_config())
         _warn_if_reachable(connection.address_info["node_ip_address"])
         return connection
-    if address != "auto":
+    if address != AUTO:
         _require_answer(address)
     try:
         runtime_env = {"py_modules": [str(PACKAGE)], "env_vars": malloc.ENVIRONMENT | QUIET}
-        return ray.init(address=address, logging_level=level, runtime_env=runtime_env)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        return ray.init(address=address, logging_level=level, runtime_env=runtime_env, job_config=job_config())
+    except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"--address {address}: no Ray cluster could be joined ({reason}).") from error
+        raise UsageError(f"{_given(address)}: no Ray cluster could be joined ({reason}).") from error
 
 
 def _warn_if_reachable(address: str) -> None:
@@ -66,16 +69,22 @@ def _warn_if_reachable(address: str) -> None:
         logger.warning("Ray listens on %s, not on loopback only: keep its ports behind a firewall.", address)
 
 
+def _given(address: str) -> str:
+    """The address as the user gave it: in the environment or as a flag."""
+    return f"RAY_ADDRESS={address}" if os.environ.get("RAY_ADDRESS") == address else f"--address {address}"
+
+
 def _require_answer(address: str) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "://" in address:
-        raise UsageError(f"--address {address}: expected HOST:PORT of a Ray head node (usually port 6379), or auto.")
+        raise UsageError(f"{_given(address)}: expected HOST:PORT of a Ray head node (usually port 6379), or auto.")
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
+        or_unset = ", or unset the variable" if _given(address).startswith("RAY_ADDRESS") else ""
         raise UsageError(
-            f"--address {address}: nothing answers there ({error}): check that the Ray head node is running and that "
-            "this machine can reach it."
+            f"{_given(address)}: nothing answers there ({error}): check that the Ray head node is running and that "
+            f"this machine can reach it{or_unset}."
         ) from error
 
 
@@ -122,7 +131,10 @@ def place_workers(config: TrainConfig, own_cluster: bool = False) -> Placement:
     Raises:
         UsageError: if --device gpu needs more GPUs than the cluster has, or if there are no CPUs.
     """
-    present, possible = ray.cluster_resources(), [] if own_cluster else largest_cluster(CLUSTER_FILE.expanduser())
+    present, possible = (
+        ray.cluster_resources(),
+        [] if own_cluster else largest_cluster(Path(os.path.expanduser(CLUSTER_FILE))),
+    )
     cpus, gpus = (max(present.get(kind, 0.0), _total(possible, kind)) for kind in ("CPU", "GPU"))
     gpus = int(gpus)
     # An elastic run can start with its minimum of workers.

@@ -20,6 +20,7 @@ from vgg_ddp.driver.inputs import choose_ingest, load
 from vgg_ddp.flags import BAD_INPUT, UsageError
 from vgg_ddp.job import Inputs
 from vgg_ddp.machine import torchrun
+from vgg_ddp.machine.environment import check_ray_settings
 from vgg_ddp.observe.mlflow import recorded, require_mlflow
 from vgg_ddp.observe.terminal import Follower
 from vgg_ddp.run.curves import write_curves
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
-FINISHED, FAILED, INTERRUPTED, TERMINATED = 0, 1, 130, 143
+FINISHED, FAILED, INTERRUPTED = 0, 1, 130
 
 
 def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> int:
@@ -49,6 +50,8 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
     run = open_run(config, arguments)
     if run.config.num_workers and torchrun.is_launcher():
         raise UsageError(f"--num-workers {run.config.num_workers}: torchrun has started the workers; omit this flag.")
+    torchrun.check_variables(run.config.num_workers)
+    check_ray_settings(run.config.num_workers)
     if run.exists and run.is_finished():
         print(f"Run {run.name} is already finished: there is nothing to train.")
         _print_summary(read_metrics(run.folder))
@@ -140,10 +143,10 @@ def _train_on_cluster(
 
     from vgg_ddp.compat.ray_data import start_coordinator
     from vgg_ddp.driver import cluster
-    from vgg_ddp.driver.signals import InterruptedRunError, interrupt_on_sigterm
+    from vgg_ddp.driver.signals import InterruptedRunError, interrupt_on_signals
 
     try:
-        with interrupt_on_sigterm():
+        with interrupt_on_signals():
             connection = cluster.connect(address, run.config.verbose)
         phases["Ray started"] = time.time()
         start_coordinator()
@@ -233,7 +236,7 @@ def _fit(
         failures = getattr(error, "worker_failures", None)
         print(describe(failures) if failures else str(error), file=sys.stderr)
         return None
-    return outcome
+    return replace(outcome, signal_number=stop_flag.signal_number)
 
 
 def _conclude(run: Run, outcome: "Outcome | None") -> int:
@@ -285,6 +288,7 @@ def _how_to_resume(run: Run) -> str:
 
 
 def _exit_code(outcome: "Outcome | None") -> int:
-    return {"finished": FINISHED, "stopped": TERMINATED, "refused": BAD_INPUT}.get(
-        outcome.kind if outcome else "", FAILED
-    )
+    if outcome and outcome.kind == "stopped":
+        # As shells report it.
+        return 128 + outcome.signal_number
+    return {"finished": FINISHED, "refused": BAD_INPUT}.get(outcome.kind if outcome else "", FAILED)

@@ -2,15 +2,15 @@
 
 import logging
 import os
-import signal
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.driver.signals import SignalWatch
+from vgg_ddp.driver.signals import SignalWatch, stop_signals
 from vgg_ddp.flags import UsageError
 from vgg_ddp.job import Inputs, Job, Outcome
 from vgg_ddp.machine import torchrun
@@ -44,7 +44,7 @@ def train_locally(run: Run, inputs: Inputs, use_gpu: bool, phases: dict[str, flo
     """Train in Ray Train's local mode, which starts no Ray processes; torchrun's processes train together."""
     if not run.config.verbose:
         logging.getLogger("ray.train").setLevel(logging.WARNING)
-    watch = SignalWatch(signal.SIGTERM)
+    watch = SignalWatch(*stop_signals())
     follower = Follower(run, phases["command"]) if torchrun.is_rank_zero() else None
     job = Job(
         run.config,
@@ -63,4 +63,5 @@ def train_locally(run: Run, inputs: Inputs, use_gpu: bool, phases: dict[str, flo
     )
     with follower or nullcontext():
         outcome: Outcome = trainer.fit().return_value
-    return outcome
+    # Under torchrun, the signal may have reached another process.
+    return replace(outcome, signal_number=watch.received[0]) if watch.received else outcome

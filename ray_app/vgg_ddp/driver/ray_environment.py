@@ -2,13 +2,13 @@
 
 import os
 import sys
-from pathlib import Path
 
 from vgg_ddp.compat import ray_variables
+from vgg_ddp.driver.ray_files import choose_temporary_folder, provide_token
 from vgg_ddp.machine import malloc
+from vgg_ddp.machine.code import PACKAGE
 
-PACKAGE = Path(__file__).resolve().parents[1]
-LOCAL = "local"
+LOCAL, AUTO = "local", "auto"
 
 DEFAULTS = {
     # How often the controller checks whether a worker died or all have finished; 2 s by default.
@@ -16,6 +16,7 @@ DEFAULTS = {
     # Lists runs in the dashboard of a long-lived cluster: /api/train/v2/runs/v1.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     **ray_variables.FREQUENT_PREEMPTION_CHECKS,
+    **ray_variables.NO_UV_RUN,
 }
 # How long the controller waits for the CPUs or GPUs of all workers before it retries; 60 s by default.
 PATIENT_DEFAULTS = {
@@ -40,14 +41,22 @@ def prepare(address: str | None, streamed: bool = False, elastic: bool = False) 
 
     Returns:
         The address of the Ray cluster to join, or `LOCAL` to start one on this machine.
+
+    Raises:
+        UsageError: if Ray cannot be started in this environment.
     """
-    address = address or os.environ.get("RAY_ADDRESS") or LOCAL
+    # As Ray does, AUTO prefers the variable.
+    if address is None or address == AUTO:
+        address = os.environ.get("RAY_ADDRESS") or address or LOCAL
     defaults = DEFAULTS | (ELASTIC_DEFAULTS if elastic else PATIENT_DEFAULTS)
     if address == LOCAL:
+        choose_temporary_folder()
+        provide_token()
         defaults = defaults | LOCAL_DEFAULTS | (ray_variables.KEEP_IDLE_PROCESSES if streamed else {})
         # Ray's processes inherit the path; shipping the package within one machine would be slower.
-        folders = [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(folder for folder in folders if folder)
+        folders = [str(PACKAGE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        # An empty entry would be the working directory.
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, folders))
     if not sys.stdout.isatty():
         # By default, Ray colors the workers' output even in a file or a pipe.
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")

@@ -1,4 +1,4 @@
-"""How the driver handles Ctrl-C and SIGTERM, and how it asks the workers of a Ray cluster to stop.
+"""How the driver handles Ctrl-C, SIGTERM and SIGHUP, and how it asks the workers of a Ray cluster to stop.
 
 Rank 0 checks for an actor of an agreed name, which the driver starts only to stop the run. Each check costs one request
 to the head node, and no process has to wait for a message.
@@ -28,33 +28,51 @@ class InterruptedRunError(BaseException):
         self.exit_code = 128 + signal_number
 
 
-@contextmanager
-def interrupt_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM raise `InterruptedRunError` in the main thread, during ray.init in this context and afterwards.
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """The signals that make a run save and stop: SIGTERM and, if this process does not ignore it, SIGHUP.
 
-    ray.init installs its own handler, which exits with the signal's number.
+    A terminal that closes sends SIGHUP to its processes; `nohup` makes them ignore it.
+    """
+    is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return (signal.SIGTERM,) if is_ignored else (signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def interrupt_on_signals() -> Iterator[None]:
+    """Make `stop_signals` raise `InterruptedRunError` in the main thread, in this context and afterwards.
+
+    Call ray.init in this context. A terminal that closes also sends SIGHUP to Ray's processes, which must outlive it to
+    save a checkpoint: they inherit the blocked signal. For SIGTERM, ray.init installs its own handler, which exits with
+    the signal's number.
     """
 
     def interrupt(number: int, _: FrameType | None) -> None:
         raise InterruptedRunError(number)
 
+    handled = stop_signals()
+    for number in handled:
+        signal.signal(number, interrupt)
     try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         yield
     except SystemExit as request:
         if request.code == signal.SIGTERM:
             interrupt(signal.SIGTERM, None)
         raise
-    signal.signal(signal.SIGTERM, interrupt)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    for number in handled:
+        signal.signal(number, interrupt)
 
 
 class SignalWatch:
-    """Records which of the watched signals this process received.
+    """Records which of the watched signals this process received, in order.
 
     Create it in the main thread and after ray.init, which replaces existing handlers.
     """
 
     def __init__(self, *watched: signal.Signals) -> None:
-        self.received: set[int] = set()
+        self.received: list[int] = []
         self._previous = {number: signal.signal(number, self._record) for number in watched}
 
     def __enter__(self) -> Self:
@@ -65,16 +83,17 @@ class SignalWatch:
             signal.signal(number, handler)
 
     def _record(self, number: int, _: FrameType | None) -> None:
-        self.received.add(number)
+        self.received.append(number)
 
 
-def call_interruptibly(call: Callable[[], T], stop_workers: Callable[[], object]) -> T:
+def call_interruptibly(call: Callable[[], T], stop_workers: Callable[[int], object]) -> T:
     """Call a function in another thread and wait for it, keeping this thread free for signals.
 
-    On SIGTERM, the workers are asked to save and stop, and the call has `SECONDS_TO_SAVE` to return.
+    On the first of `stop_signals`, `stop_workers` is called with its number to make the workers save and stop, and the
+    call has `SECONDS_TO_SAVE` to return.
 
     Raises:
-        InterruptedRunError: immediately on Ctrl-C; on SIGTERM if the call does not return in time.
+        InterruptedRunError: immediately on Ctrl-C; on another signal if the call does not return in time.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -87,34 +106,41 @@ def call_interruptibly(call: Callable[[], T], stop_workers: Callable[[], object]
 
     thread = threading.Thread(target=run, name="trainer", daemon=True)
     deadline = float("inf")
-    with SignalWatch(signal.SIGINT, signal.SIGTERM) as watch:
+    with SignalWatch(signal.SIGINT, *stop_signals()) as watch:
         thread.start()
         while thread.is_alive():
             thread.join(0.1)
             if signal.SIGINT in watch.received:
                 raise InterruptedRunError(signal.SIGINT)
-            if signal.SIGTERM in watch.received and deadline == float("inf"):
+            if watch.received and deadline == float("inf"):
                 deadline = time.monotonic() + SECONDS_TO_SAVE
-                print("SIGTERM: saving a checkpoint, then stopping", flush=True)
+                number = watch.received[0]
+                print(f"{signal.Signals(number).name}: saving a checkpoint, then stopping", flush=True)
                 # In a thread: the same signal may have ended the cluster, which then does not respond.
-                threading.Thread(target=stop_workers, name="stop", daemon=True).start()
+                threading.Thread(target=stop_workers, args=(number,), name="stop", daemon=True).start()
             if time.monotonic() > deadline:
-                raise InterruptedRunError(signal.SIGTERM)
+                raise InterruptedRunError(watch.received[0])
     if errors:
         raise errors[0]
     return results[0]
 
 
 class StopFlag:
-    """A flag that the driver raises to stop the run; visible to every process of the Ray cluster."""
+    """A flag that the driver raises to stop the run; visible to every process of the Ray cluster.
+
+    Attributes:
+        signal_number: the signal for which the driver raised it.
+    """
 
     def __init__(self, name: str) -> None:
+        self.signal_number: int = signal.SIGTERM
         self._name = name
         self._flag: Any = None
         self._checked_at = 0.0
 
-    def raise_flag(self) -> None:
-        """Raise the flag; it stays raised while this object lives."""
+    def raise_flag(self, signal_number: int) -> None:
+        """Raise the flag because of a signal; it stays raised while this object lives."""
+        self.signal_number = signal_number
 
         class Flag:
             """Its existence is the signal."""

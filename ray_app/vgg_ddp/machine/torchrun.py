@@ -2,6 +2,12 @@
 
 import os
 
+from vgg_ddp.flags import UsageError
+
+NUMBERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+# What torch needs to connect the processes of a group.
+VARIABLES = (*NUMBERS, "MASTER_ADDR", "MASTER_PORT")
+
 
 def is_launcher() -> bool:
     """Whether torchrun started this process."""
@@ -32,3 +38,36 @@ def world_size() -> int:
 def local_world_size() -> int:
     """Number of torchrun's processes on this machine; 1 without torchrun."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def check_variables(num_workers: int) -> None:
+    """Check that the variables describe a group of processes that can train together; forget those of a single process.
+
+    They may be left over from another program, or come from a launcher that is not torchrun.
+
+    Raises:
+        UsageError: naming the variables, if they do not.
+    """
+    given = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    for name in (*NUMBERS, "MASTER_PORT"):
+        if name in given and not given[name].isdecimal():
+            raise UsageError(f"{name}={given[name]}: expected a number, as torchrun sets it; unset the variable.")
+    rank, local_rank = int(given.get("RANK", "0")), int(given.get("LOCAL_RANK", "0"))
+    size, local_size = int(given.get("WORLD_SIZE", "1")), int(given.get("LOCAL_WORLD_SIZE", "1"))
+    if not is_launcher() and (rank, local_rank, size, local_size) == (0, 0, 1, 1):
+        for name in given:
+            del os.environ[name]
+        return
+    shown = " ".join(f"{name}={given[name]}" for name in NUMBERS if name in given)
+    if num_workers > 0:
+        raise UsageError(
+            f"{shown}: another launcher has started a group of processes, but --num-workers {num_workers} starts "
+            "workers of its own; unset these variables, or train in the group with --num-workers 0."
+        )
+    if missing := [name for name in VARIABLES if name not in given]:
+        raise UsageError(
+            f"{shown or 'TORCHELASTIC_RUN_ID'} is set, but not {' '.join(missing)}: start the processes with torchrun, "
+            "or unset the variables to train in one process."
+        )
+    if rank >= size or local_rank >= local_size or local_size > size:
+        raise UsageError(f"{shown}: no group of processes has these numbers; unset the variables, or use torchrun.")

@@ -32,6 +32,7 @@ from vgg_ddp.run.chosen import CHOSEN_FILE, write_chosen
 from vgg_ddp.run.files import write_config
 from vgg_ddp.run.saver import Saver
 from vgg_ddp.run.storage import Folder
+from vgg_ddp.worker.code import require_same_code
 from vgg_ddp.worker.ddp import from_all_ranks, from_rank_zero, warm_up_reducer, wrap_model
 from vgg_ddp.worker.decisions import Control
 from vgg_ddp.worker.metrics import Sums
@@ -90,6 +91,7 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device() if job.use_gpu else torch.device("cpu")
     _prepare_process(job, rank, context.get_local_world_size())
+    require_same_code(job.code)
     inputs: Inputs = ray.get(job.inputs) if isinstance(job.inputs, ray.ObjectRef) else job.inputs
     _require_same_images_and_storage(job, inputs)
     run, precision, newest = from_rank_zero(lambda: _start(job, device))

@@ -1,7 +1,9 @@
 """How the driver handles signals while it waits for its workers."""
 
 import os
+import queue
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -9,13 +11,15 @@ import time
 import pytest
 
 from vgg_ddp.driver import signals
-from vgg_ddp.driver.signals import InterruptedRunError, call_interruptibly, interrupt_on_sigterm
+from vgg_ddp.driver.signals import InterruptedRunError, call_interruptibly, interrupt_on_signals
+
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.fixture(autouse=True)
 def handlers() -> object:
     """Restore this process's handlers afterwards."""
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in HANDLED}
     yield
     for number, handler in previous.items():
         signal.signal(number, handler)
@@ -26,13 +30,13 @@ def send_soon(number: signal.Signals) -> None:
 
 
 def test_signal_handlers_are_restored_after_the_call() -> None:
-    with interrupt_on_sigterm():
+    with interrupt_on_signals():
         pass
-    previous = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    previous = [signal.getsignal(number) for number in HANDLED]
     assert call_interruptibly(lambda: 7, pytest.fail) == 7
     with pytest.raises(ZeroDivisionError):
         call_interruptibly(lambda: 1 / 0, pytest.fail)
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == previous
+    assert [signal.getsignal(number) for number in HANDLED] == previous
 
 
 def test_ctrl_c_ends_the_wait_immediately() -> None:
@@ -44,10 +48,31 @@ def test_ctrl_c_ends_the_wait_immediately() -> None:
     assert time.monotonic() - started < 10
 
 
-def test_sigterm_asks_the_workers_to_stop_and_waits_for_them() -> None:
-    asked = threading.Event()
-    send_soon(signal.SIGTERM)
-    assert call_interruptibly(lambda: asked.wait(20), asked.set)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_asks_the_workers_to_stop_and_waits_for_them(number: signal.Signals) -> None:
+    asked: queue.Queue[int] = queue.Queue()
+    send_soon(number)
+    assert call_interruptibly(lambda: asked.get(timeout=20), asked.put) == number
+
+
+def test_ignored_sighup_stays_ignored() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with interrupt_on_signals():
+        pass
+    send_soon(signal.SIGHUP)
+    assert call_interruptibly(lambda: time.sleep(1) or 7, pytest.fail) == 7
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_child_processes_do_not_get_the_sighup_of_a_closing_terminal() -> None:
+    program = "import signal; print(signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, set()))"
+    with interrupt_on_signals():
+        child = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert child.stdout == "True\n"
+    with pytest.raises(InterruptedRunError, match="SIGHUP") as error:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(1)
+    assert error.value.exit_code == 129
 
 
 def test_wait_ends_in_time_if_the_cluster_does_not_respond(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,18 +80,18 @@ def test_wait_ends_in_time_if_the_cluster_does_not_respond(monkeypatch: pytest.M
     send_soon(signal.SIGTERM)
     started = time.monotonic()
     with pytest.raises(InterruptedRunError, match="SIGTERM") as error:
-        call_interruptibly(lambda: time.sleep(20), lambda: time.sleep(20))
+        call_interruptibly(lambda: time.sleep(20), lambda _: time.sleep(20))
     assert error.value.exit_code == 143
     assert time.monotonic() - started < 10
 
 
 def test_sigterm_raises_during_ray_init() -> None:
-    with pytest.raises(InterruptedRunError, match="SIGTERM"), interrupt_on_sigterm():
+    with pytest.raises(InterruptedRunError, match="SIGTERM"), interrupt_on_signals():
         # Like Ray's handler.
         sys.exit(signal.SIGTERM)
-    with pytest.raises(SystemExit, match="1"), interrupt_on_sigterm():
+    with pytest.raises(SystemExit, match="1"), interrupt_on_signals():
         sys.exit(1)
-    with interrupt_on_sigterm():
+    with interrupt_on_signals():
         pass
     with pytest.raises(InterruptedRunError, match="SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)

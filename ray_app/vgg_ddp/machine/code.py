@@ -1,0 +1,37 @@
+"""Tell whether two processes run the same code."""
+
+import hashlib
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Code:
+    """A copy of this package.
+
+    Attributes:
+        folder: where it lies, on `host`.
+        digest: of the names and the content of its Python files.
+    """
+
+    host: str
+    folder: str
+    digest: str
+
+    @classmethod
+    def of_this_process(cls) -> Self:
+        return cls(socket.gethostname(), str(PACKAGE), code_digest(PACKAGE))
+
+
+def code_digest(folder: Path) -> str:
+    """A digest of the names and the content of all Python files in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(folder).as_posix()} {len(content)}\n".encode(errors="surrogateescape"))
+        digest.update(content)
+    return digest.hexdigest()[:16]
