@@ -175,7 +175,9 @@ def test_run_works_for_an_unknown_user_with_everything_unusual(tiny_data: Path, 
 
 
 @pytest.mark.slow
-def test_workers_of_an_existing_cluster_run_the_code_of_the_driver(tiny_data: Path, tmp_path: Path) -> None:
+def test_workers_of_an_existing_cluster_run_the_code_of_the_driver(
+    tiny_data: Path, private_home: Path, tmp_path: Path
+) -> None:
     """The cluster was started from another checkout, the run is started in another one, and its streams are closed."""
     (tmp_path / "cluster").mkdir()
     trap(tmp_path / "driver")
@@ -184,6 +186,8 @@ def test_workers_of_an_existing_cluster_run_the_code_of_the_driver(tiny_data: Pa
     start = [Path(sys.executable).with_name("ray"), "start", "--head", "--block", "--num-cpus=2", f"--port={port}"]
     start += ["--include-dashboard=false", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
     older = {"PYTHONPATH": str(tmp_path / "older"), "RAY_AUTH_MODE": "disabled"}
+    # Ray leaves the address of a killed cluster there, which other tests would find.
+    older["RAY_TMPDIR"] = str(private_home / "other")
     log = tmp_path / "log"
     with started(tmp_path / "cluster", list(map(str, start)), log, **older):
         wait_until(lambda: "Ray runtime started" in log.read_text())
