@@ -1,6 +1,7 @@
 """Compare runs in a table and a plot: python ray_app/compare.py RUN RUN ...
 
-Exit codes: 0 done; 2 invalid input; 130 stopped by Ctrl-C.
+Exit codes: 0 done, even if the plot could not be drawn; 1 standard output cannot be written; 2 invalid input; 130
+stopped by Ctrl-C.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Classify images, or measure accuracy on a dataset: python ray_app/predict.py RUN_OR_MODEL image.png ...
 
-Exit codes: 0 done; 2 invalid input; 130 stopped by Ctrl-C.
+Exit codes: 0 done; 1 standard output cannot be written; 2 invalid input; 130 stopped by Ctrl-C.
 """
 
 import dataclasses
@@ -58,6 +58,8 @@ class PredictConfig:
         refuse_password("--data", self.data)
         if bool(self.images) == bool(self.data):
             raise UsageError("expected either images or --data, not both.")
+        if self.images and (self.image_column or self.label_column):
+            raise UsageError("--image-column and --label-column apply only to --data.")
         if self.top < 1:
             raise UsageError(f"--top {self.top}: expected a positive number.")
 
@@ -86,19 +88,21 @@ def classify(classifier: "Classifier", config: PredictConfig) -> None:
 def evaluate(classifier: "Classifier", config: PredictConfig) -> None:
     """Print the accuracy on a split."""
     from vgg_ddp.data.columns import ColumnNames
-    from vgg_ddp.data.dataset import load_split
+    from vgg_ddp.data.dataset import choose_test_split, load_split
     from vgg_ddp.data.source import find_source
 
     assert config.data is not None
     columns = ColumnNames(config.image_column, config.label_column)
     source = find_source(config.data, config.data_dir, columns)
-    split, names = load_split(source, config.split, classifier.image_size)
+    test_split = choose_test_split(source) if config.split == "test" else None
+    split, names = load_split(source, config.split, classifier.image_size, test_split)
+    split_name = test_split.name if test_split else config.split
     check_classes(classifier, split.labels, names, config)
     for tta in (False, True)[: 1 + config.tta]:
         predicted = classifier.probabilities(split.images, tta).argmax(dim=1).numpy()
         correct = int((predicted == split.labels).sum())
         kind = "accuracy with test-time augmentation" if tta else "accuracy"
-        print(f"{kind} {correct / len(split):.2%} ({correct:,} of {len(split):,} {config.split} images)")
+        print(f"{kind} {correct / len(split):.2%} ({correct:,} of {len(split):,} {split_name} images)")
 
 
 def check_classes(

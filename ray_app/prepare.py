@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 BROKEN_FILE = "broken.csv"
 BROKEN_SHOWN = 5
-# Splits of which files would be read together with the written ones, and what a killed command may leave.
-SPLITS = ("train", "training", "test", "testing")
+# Partial files that a killed command leaves behind.
 PARTIAL_FILE = re.compile(r"(train|test)-\d{5}-of-\d{5}\.parquet\.[0-9a-f]{8}\.tmp")
 # Number and size of the images that are checked for contrast.
 CONTRAST_IMAGES, CONTRAST_SIZE = 100, 64
@@ -78,17 +77,17 @@ def check_output(folder: "Folder", shards: "list[Shard]") -> None:
         UsageError: if there are such files, or the folder cannot be read.
     """
     from vgg_ddp.data.layout import is_file_of
+    from vgg_ddp.data.names import TEST_NAMES, TRAIN_NAMES
 
     expected = {shard.name for shard in shards}
     try:
         names = folder.names()
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be read: {error}") from error
-    for name in names:
-        if PARTIAL_FILE.fullmatch(name):
+        for name in filter(PARTIAL_FILE.fullmatch, names):
             folder.delete(name)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be used: {error}") from error
     others = [name for name in names if name not in expected]
-    foreign = [name for name in others if any(is_file_of(name, split) for split in SPLITS)]
+    foreign = [name for name in others if any(is_file_of(name, split) for split in (*TRAIN_NAMES, *TEST_NAMES))]
     if foreign:
         raise UsageError(
             f"{folder} contains {foreign[0]}, made from other images or with another --images-per-shard: delete "
@@ -117,7 +116,8 @@ def prepare(config: PrepareConfig) -> int:
     check_output(folder, shards)
     counts = f"{len(images.train):,} training and {len(images.test):,} test files"
     print(f"Images:  {counts}, {len(images.class_names)} classes")
-    print(*(f"NOTE: {note}\n" for note in images.notes), sep="", end="")
+    for note in images.notes:
+        print(f"NOTE: {note}")
     print(f"Output:  {folder}, {len(shards)} files", flush=True)
     settings = Settings(images.root, images.class_names, config.image_size)
     try:
@@ -131,8 +131,8 @@ def prepare(config: PrepareConfig) -> int:
         print("error: a process was killed, possibly because memory ran out: use fewer --processes.", file=sys.stderr)
         return 1
     with noted("the contrast of the images could not be checked"):
-        if note := describe_contrast(folder, written):
-            print(f"NOTE: {note}")
+        if problem := describe_contrast(folder, written):
+            print(f"NOTE: {problem}")
     print(f"\nTrain on them: python ray_app/main.py --data {config.output}")
     return 0
 
@@ -170,8 +170,8 @@ def require_images(folder: "Folder", written: "list[Written]") -> None:
         kinds = sorted({"training" if shard.name.startswith("train") else "test" for shard in empty}, reverse=True)
         broken = sorted(pair for shard in empty for pair in shard.broken)
         raise UsageError(
-            f"none of the {len(broken):,} {' and '.join(kinds)} files could be read as an image; {broken[0][0]}: "
-            f"{broken[0][1]}."
+            f"none of the {len(broken):,} {' and '.join(kinds)} files is a readable image; the first is "
+            f"{broken[0][0]}: {broken[0][1]}."
         )
 
 

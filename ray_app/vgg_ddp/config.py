@@ -100,9 +100,8 @@ class TrainConfig:
     """On a CPU, use Winograd convolutions where they are faster; results differ by rounding."""
 
     data: str = "auto"
-    """Training data: cifar10, sample (bundled), or a folder or URI (s3://...) with Parquet files of images and labels:
-    train*.parquet, and test*.parquet or validation*.parquet files. auto: cifar10 from --data-dir or the
-    network, otherwise sample."""
+    """Training data: cifar10, sample (bundled), or a folder or URI (s3://...) with Parquet files of images and labels,
+    such as train-*.parquet and test-*.parquet. auto: cifar10 from --data-dir or the network, otherwise sample."""
     image_column: str | None = None
     """Column of the images in Parquet files. Default: image or img."""
     label_column: str | None = None

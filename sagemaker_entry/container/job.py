@@ -99,7 +99,7 @@ def _data(paths: Paths) -> str:
         raise JobError(
             BAD_INPUT,
             f"the job has the data channel {', '.join(foreign)}: expected one named {DATA_CHANNEL}, with "
-            "train*.parquet and test*.parquet",
+            "Parquet files of a training and a test split",
         )
     return "auto"
 

@@ -33,7 +33,7 @@ LONG = "x" * 90
 
 # Variables, flags, and what the line says.
 REFUSED: dict[str, tuple[dict[str, str], Sequence[object], str]] = {
-    "RAY_TMPDIR too long": ({"RAY_TMPDIR": f"/tmp/{LONG}"}, RAY, "RAY_TMPDIR=/tmp/x+: its 95 bytes leave no space"),
+    "RAY_TMPDIR too long": ({"RAY_TMPDIR": f"/tmp/{LONG}"}, RAY, "RAY_TMPDIR=/tmp/x+: it has 95 bytes, but"),
     "RAY_TMPDIR not writable": ({"RAY_TMPDIR": "/proc"}, RAY, "RAY_TMPDIR=/proc: /proc/ray cannot be created"),
     "RAY_TMPDIR missing": ({"RAY_TMPDIR": "/proc/no"}, RAY, "RAY_TMPDIR=/proc/no: /proc/no cannot be created"),
     "RAY_AUTH_MODE unknown": ({"RAY_AUTH_MODE": "no"}, RAY, "RAY_AUTH_MODE=no: expected token or disabled"),
@@ -51,7 +51,7 @@ REFUSED: dict[str, tuple[dict[str, str], Sequence[object], str]] = {
     "WORLD_SIZE only": ({"WORLD_SIZE": "4"}, ALONE, "WORLD_SIZE=4 is set, but not RANK"),
     "RANK not a number": ({"RANK": "one"}, RAY, "RANK=one: expected a number"),
     "no MASTER_PORT": (GROUP, ALONE, ".* LOCAL_WORLD_SIZE=2 is set, but not MASTER_PORT:"),
-    "rank beyond the group": (GROUP | {"RANK": "2", "MASTER_PORT": "1"}, ALONE, "RANK=2 .*: no group of processes has"),
+    "rank beyond the group": (GROUP | {"RANK": "2", "MASTER_PORT": "1"}, ALONE, "RANK=2 .*: these values contradict"),
     "group and Ray": (GROUP | {"MASTER_PORT": "1"}, RAY, "RANK=0 .*: another launcher .*--num-workers 2"),
     "torchrun's ID only": ({"TORCHELASTIC_RUN_ID": "no"}, (), "TORCHELASTIC_RUN_ID is set, but not RANK"),
 }

@@ -32,7 +32,7 @@ class Layout:
     Attributes:
         what: for the table in the documentation.
         files: tables by their paths.
-        outcome: as `outcome_of` in the test describes it; FOLDER stands for the folder.
+        outcome: as `described` in the test says; FOLDER stands for the folder.
         flags: --image-column and --label-column.
         prepare: writes other files.
     """
@@ -55,7 +55,7 @@ class Layout:
 
 HASH = "1359597a978bc4fa"
 SECRET = table(TEST, labels=[-1] * TEST)
-KEEP = "keep those that belong together."
+KEEP = "keep only the files of one."
 EXPECTED = "Expected train.parquet or train-*.parquet, and test.parquet or test-*.parquet."
 NOT_INTEGERS = "expected integers 0, 1, 2, and so on."
 
@@ -83,6 +83,7 @@ LAYOUTS = (
         placed(["train.parquet/part-00000.parquet"], ["test.parquet/part-00000.parquet"]),
     ),
     Layout("Hive: `train/label=0/part-0.parquet`", in_hive("train", "test")),
+    Layout("Hive: shards in each partition", in_hive("train", "test", "part-00000-of-00001")),
     Layout("Hive: `split=train/label=0/part-0.parquet`", in_hive("split=train", "split=test")),
     Layout("`train_0.parquet`, `train_1.parquet`", placed(["train_0.parquet", "train_1.parquet"], ["test_0.parquet"])),
     Layout(
@@ -108,7 +109,7 @@ LAYOUTS = (
     Layout(
         "`train_full.parquet` beside `train.parquet`",
         both() | {"train_full.parquet": table(TRAIN)},
-        f"{USED}; the other file is named in a note",
+        f"{USED}; a note names the other file",
     ),
     Layout("column `img`", both(image="img")),
     Layout("column `labels`", both(label="labels")),
@@ -126,8 +127,8 @@ LAYOUTS = (
     Layout(
         "columns `photo` and `kind`",
         both(image="photo", label="kind"),
-        "FOLDER/train.parquet has no column image or img; it has photo (struct), kind (int64): perhaps --image-column "
-        "photo.",
+        "FOLDER/train.parquet has no column named image or img; it has photo (struct), kind (int64): perhaps "
+        "--image-column photo.",
     ),
     Layout(
         "`--label-column` names no column",
@@ -152,6 +153,12 @@ LAYOUTS = (
         "paths of image files that do not exist",
         both(of_paths),
         "row 0 of train.parquet has only the path of an image, img/8-0.png, which cannot be read: it does not exist.",
+    ),
+    Layout(
+        "paths as `int64`",
+        both(lambda made: made.set_column(0, "image", pa.array([{"path": row} for row in range(len(made))]))),
+        "column image of FOLDER/train.parquet has type struct<path: int64>: expected binary, or a struct with a field "
+        "bytes (binary) or path (string).",
     ),
     Layout("labels as `int8`", relabeled(pa.int8())),
     Layout("labels as `uint64`", relabeled(pa.uint64())),
@@ -184,19 +191,29 @@ LAYOUTS = (
     Layout(
         "`train-00001-of-00003.parquet` alone",
         placed(["train-00001-of-00003.parquet"], ["test.parquet"]),
-        "--data FOLDER is incomplete: 2 of 3 files are missing: train-00000-of-00003.parquet, "
-        "train-00002-of-00003.parquet.",
+        "--data FOLDER is incomplete: 2 of 3 files are missing: train-00000-of-00003, train-00002-of-00003.",
+    ),
+    Layout(
+        "`train-00001-of-00003.snappy.parquet` alone",
+        placed(["train-00001-of-00003.snappy.parquet"], ["test.parquet"]),
+        "--data FOLDER is incomplete: 2 of 3 files are missing: train-00000-of-00003, train-00002-of-00003.",
+    ),
+    Layout(
+        "`train-00001-of-00002.parquet`, `train-00002-of-00002.parquet`",
+        placed(["train-00001-of-00002.parquet", "train-00002-of-00002.parquet"], ["test.parquet"]),
+        "--data FOLDER has train-00002-of-00002.parquet, but 2 files are numbered 0 to 1: rename it, or delete it if "
+        "it does not belong to the others.",
     ),
     Layout(
         "a browser's copy, `train-00000-of-00001 (1).parquet`",
         placed(["train-00000-of-00001 (1).parquet", "train-00000-of-00001.parquet"], ["test.parquet"]),
-        "--data FOLDER has files of different data in one split, train-00000-of-00001 (1).parquet, "
+        "--data FOLDER has files of different data sets in one split, train-00000-of-00001 (1).parquet, "
         f"train-00000-of-00001.parquet: {KEEP}",
     ),
     Layout(
         "two uploads, `-of-00001` and `-of-00002`",
         placed(["train-00000-of-00001.parquet", "train-00001-of-00002.parquet"], ["test.parquet"]),
-        "--data FOLDER has files of different data in one split, train-00000-of-00001.parquet, "
+        "--data FOLDER has files of different data sets in one split, train-00000-of-00001.parquet, "
         f"train-00001-of-00002.parquet: {KEEP}",
     ),
     Layout(
@@ -208,24 +225,28 @@ LAYOUTS = (
     Layout(
         "`train.parquet` and `Train.parquet`",
         placed(["Train.parquet", "train.parquet"], ["test.parquet"]),
-        "--data FOLDER has the split train twice, as Train, train: keep one of them.",
+        "--data FOLDER has the split train twice, as Train and train: keep one of them.",
     ),
     Layout(
         "`train.parquet` and `train/`",
         placed(["train.parquet", "train/0000.parquet"], ["test.parquet"]),
-        "--data FOLDER has the split train twice, as train, train/: keep one of them.",
+        "--data FOLDER has the split train twice, as train and train/: keep one of them.",
     ),
     Layout(
         "data sets in two subfolders",
         placed(["a/train.parquet", "b/train.parquet"], ["a/test.parquet", "b/test.parquet"]),
-        "--data FOLDER contains several data sets, a, b: name one of them, such as --data FOLDER/a.",
+        "--data FOLDER contains several data sets, a, b: name one, such as --data FOLDER/a.",
+    ),
+    Layout(
+        "a data set in one subfolder, and a training split in another",
+        {"a/train.parquet": table(TRAIN), "b/train.parquet": table(TRAIN), "b/test.parquet": table(TEST)},
     ),
     Layout(
         "no test split",
         {"train.parquet": table(TRAIN)},
-        "--data FOLDER has a training split, but no test or validation split: expected train.parquet or "
-        "train-*.parquet, and test.parquet or test-*.parquet. Images that are not split yet: prepare.py holds out a "
-        "test split (--test-fraction).",
+        "--data FOLDER has a training split, train.parquet, but no test or validation split: expected train.parquet or "
+        "train-*.parquet, and test.parquet or test-*.parquet. If the images are not split yet, prepare.py "
+        "holds out a test split (--test-fraction).",
     ),
     Layout(
         "other files",
@@ -235,15 +256,15 @@ LAYOUTS = (
     Layout(
         "image files",
         {},
-        "--data FOLDER has no Parquet files of a training split: it contains images. Convert them first: python "
-        "ray_app/prepare.py FOLDER OUTPUT",
+        "--data FOLDER has no Parquet files of a training split: it contains images; convert them with: python "
+        "ray_app/prepare.py FOLDER OUTPUT.",
         prepare=write_linked,
     ),
     Layout(
         "CIFAR-10 as downloaded",
         {},
-        "--data FOLDER has no Parquet files of a training split: it contains CIFAR-10. Use --data cifar10 --data-dir "
-        "FOLDER",
+        "--data FOLDER has no Parquet files of a training split: it contains CIFAR-10; use --data cifar10 --data-dir "
+        "FOLDER.",
         prepare=lambda folder: (folder / "cifar-10-batches-py").mkdir(),
     ),
 )
@@ -261,3 +282,7 @@ def _quoted(outcome: str) -> str:
     rest = outcome.partition(" images")[2]
     split = rest.removeprefix(" of ") if rest.startswith(" of ") else ""
     return f"used, with `{split}` as the test split" if split else f"used{rest}"
+
+
+if __name__ == "__main__":
+    print(documentation())

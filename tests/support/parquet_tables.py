@@ -101,15 +101,16 @@ def twice(column: int) -> Callable[[pa.Table], pa.Table]:
     return change
 
 
-def hive(made: pa.Table) -> Files:
+def hive(made: pa.Table, name: str) -> Files:
     """The images of a table by class, without their labels."""
     labels = made["label"].to_numpy()
     return {
-        f"label={label}/part-0.parquet": made.filter(pa.array(labels == label)).drop_columns(["label"])
+        f"label={label}/{name}.parquet": made.filter(pa.array(labels == label)).drop_columns(["label"])
         for label in range(4)
     }
 
 
-def in_hive(train: str, test: str) -> Files:
-    files = {f"{train}/{name}": made for name, made in hive(table(TRAIN)).items()}
-    return files | {f"{test}/{name}": made for name, made in hive(table(TEST)).items()}
+def in_hive(train: str, test: str, name: str = "part-0") -> Files:
+    """Both splits by class, in folders of these names."""
+    files = {f"{train}/{path}": made for path, made in hive(table(TRAIN), name).items()}
+    return files | {f"{test}/{path}": made for path, made in hive(table(TEST), name).items()}

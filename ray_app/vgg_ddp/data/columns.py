@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from vgg_ddp.flags import UsageError
 
-# The first of these that a file has. Two names of one group would be ambiguous.
+# The first of these that a file has. Two names in one group would be ambiguous.
 IMAGE_NAMES = (("image", "img"),)
 LABEL_NAMES = (("label", "labels"), ("fine_label",))
-# The label that the Hugging Face `datasets` library stores for an image whose label is secret.
+# The label that the Hugging Face `datasets` library stores for an image whose label is withheld.
 UNLABELED = -1
 
 
@@ -47,7 +47,7 @@ class Columns:
 def choose_columns(schema: pa.Schema, wanted: ColumnNames, partitions: Mapping[str, str], file: str) -> Columns:
     """Choose the columns of a file by their names, and check their types.
 
-    `partitions` are the columns that the file's path has in place of the file.
+    `partitions` are the columns whose values are in the file's path, not in the file.
 
     Raises:
         UsageError: naming the file, its columns, and what would fit.
@@ -57,7 +57,8 @@ def choose_columns(schema: pa.Schema, wanted: ColumnNames, partitions: Mapping[s
     kind = schema.field(image).type
     if not _may_hold_images(kind):
         raise UsageError(
-            f"column {image} of {file} has type {kind}: expected binary, or a struct with a field bytes or path."
+            f"column {image} of {file} has type {kind}: expected binary, or a struct with a field bytes (binary) or "
+            "path (string)."
         )
     if label not in schema.names:
         return Columns(image, label, _constant(label, partitions[label], file))
@@ -90,9 +91,10 @@ def _choose(
     described = ", ".join(f"{field.name} ({_type_name(field.type)})" for field in schema) or "no columns"
     fits = _may_hold_images if kind == "image" else _may_hold_labels
     fitting = [field.name for field in schema if fits(field.type)]
-    expected = " or ".join(name for group in groups for name in group)
+    *others, last = (name for group in groups for name in group)
+    expected = f"{', '.join(others)} or {last}"
     hint = f"perhaps {flag} {fitting[0]}" if fitting else f"no column can be used as {flag}"
-    missing = f"{flag} {wanted}: {file} has no such column" if wanted else f"{file} has no column {expected}"
+    missing = f"{flag} {wanted}: {file} has no such column" if wanted else f"{file} has no column named {expected}"
     raise UsageError(f"{missing}; it has {described}: {hint}.")
 
 
@@ -106,9 +108,20 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
 
 def _may_hold_images(kind: pa.DataType) -> bool:
     kind = _plain_type(kind)
-    if pa.types.is_struct(kind):
-        return any(kind.get_field_index(name) >= 0 for name in ("bytes", "path"))
+    if not pa.types.is_struct(kind):
+        return _is_binary(kind)
+    fields = {field.name: _plain_type(field.type) for field in kind if field.name in ("bytes", "path")}
+    is_valid = {"bytes": _is_binary, "path": _is_string}
+    # A field that is missing in all rows has the type null.
+    return bool(fields) and all(pa.types.is_null(found) or is_valid[name](found) for name, found in fields.items())
+
+
+def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def _may_hold_labels(kind: pa.DataType) -> bool:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from vgg_ddp.data.columns import UNLABELED
 from vgg_ddp.data.contrast import note_missing_contrast
-from vgg_ddp.data.layout import SplitFiles
+from vgg_ddp.data.layout import SplitFiles, require_all_shards
 from vgg_ddp.data.parquet import merge_class_names, open_file, read_files
 from vgg_ddp.data.source import CIFAR10_CLASSES, Source, SplitName
 from vgg_ddp.flags import UsageError
@@ -61,10 +61,10 @@ def load_dataset(source: Source, image_size: int) -> Dataset:
     """
     train, names = load_split(source, "train", image_size)
     test_split = choose_test_split(source)
-    if test_split is None:
+    if source.layout and test_split is None:
         test, test_names = Split(train.images[:0], train.labels[:0]), None
     else:
-        test, test_names = load_split(source, "test", image_size)
+        test, test_names = load_split(source, "test", image_size, test_split)
     names = merge_class_names({"the training split": names, "the test split": test_names}, source.location)
     names = names or name_classes(int(train.labels.max()), len(train), source.location)
     for split_name, split in (("train", train), ("test", test)):
@@ -76,18 +76,22 @@ def load_dataset(source: Source, image_size: int) -> Dataset:
             )
     note_missing_contrast(train.images, source.name)
     mean, std = channel_statistics(train.images)
-    return Dataset(source.name, train, test, names, mean, std, test_split)
+    test_name = test_split.name if test_split else None if source.layout else "test"
+    return Dataset(source.name, train, test, names, mean, std, test_name)
 
 
-def choose_test_split(source: Source) -> str | None:
-    """The name of the first test split that has labels; None if all labels of each are secret.
+def choose_test_split(source: Source) -> SplitFiles | None:
+    """The first test split that has labels; None if the labels of all are withheld, and for CIFAR-10.
 
     Raises:
-        UsageError: naming the file that cannot be read.
+        UsageError: if a file cannot be read, or is missing.
     """
     if source.layout is None:
-        return "test"
-    return next((split.name for split in source.layout.tests if _has_labels(source, split)), None)
+        return None
+    split = next((split for split in source.layout.tests if _has_labels(source, split)), None)
+    if split:
+        require_all_shards(source.location, split.files)
+    return split
 
 
 def _has_labels(source: Source, split: SplitFiles) -> bool:
@@ -96,25 +100,9 @@ def _has_labels(source: Source, split: SplitFiles) -> bool:
         with open_file(source.layout.folder, name, source.columns) as parquet:
             for row_group, rows in enumerate(parquet.row_groups):
                 if rows:
-                    # One row group is enough: labels are secret for a whole split.
+                    # One row group is enough: labels are withheld for a whole split.
                     return bool((parquet.labels(row_group) != UNLABELED).any())
     return True
-
-
-def split_files(source: Source, split: SplitName) -> tuple[str, ...]:
-    """The Parquet files of the training split, or of the test split that has labels.
-
-    Raises:
-        UsageError: if no test split has labels.
-    """
-    assert source.layout is not None
-    if split == "train":
-        return source.layout.train.files
-    chosen = choose_test_split(source)
-    files = next((test.files for test in source.layout.tests if test.name == chosen), None)
-    if files is None:
-        raise UsageError(f"the test split of {source.location} has no labels (all are {UNLABELED}).")
-    return files
 
 
 def name_classes(highest: int, num_images: int, location: str) -> tuple[str, ...]:
@@ -131,16 +119,22 @@ def name_classes(highest: int, num_images: int, location: str) -> tuple[str, ...
     return tuple(str(label) for label in range(highest + 1))
 
 
-def load_split(source: Source, split: SplitName, image_size: int) -> tuple[Split, tuple[str, ...] | None]:
+def load_split(
+    source: Source, split: SplitName, image_size: int, test_split: SplitFiles | None = None
+) -> tuple[Split, tuple[str, ...] | None]:
     """Decode one split; also return the class names, or None if the source has none.
+
+    `test_split` is the result of `choose_test_split`, if it is known.
 
     Raises:
         UsageError: naming the file and row that is invalid.
     """
-    if source.kind == "cifar10":
+    if source.layout is None:
         return _load_cifar10(source, split, image_size)
-    assert source.layout is not None
-    images, labels, names = read_files(source.layout.folder, split_files(source, split), source.columns, image_size)
+    chosen = source.layout.train if split == "train" else test_split or choose_test_split(source)
+    if chosen is None:
+        raise UsageError(f"the test split of {source.location} has no labels (all are {UNLABELED}).")
+    images, labels, names = read_files(source.layout.folder, chosen.files, source.columns, image_size)
     decoded = Split(images, labels)
     if not len(decoded):
         raise UsageError(f"the {split} split of {source.location} is empty: expected at least one image.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from vgg_ddp.data.image_files import lacks_pixels, lacks_strips, without_metadata
+from vgg_ddp.data.image_files import lacks_pixels, lacks_strips, png_bits, without_metadata
 from vgg_ddp.data.opaque import opaque_rgb, refuse_unsupported_pixels
 
 if TYPE_CHECKING:
@@ -23,11 +23,23 @@ if TYPE_CHECKING:
 # The formats that Parquet files may contain and that endpoints accept. Pillow opens MPO, the photos of some phones with
 # a preview behind them, as JPEG.
 FORMATS = ("PNG", "JPEG")
+# Increase it when the pixels of any image change, so that prepare.py converts images again.
+DECODER_VERSION = 2
 STORED_UNCHANGED = ("PNG", "JPEG", "MPO")
 # Exceptions that Pillow raises for corrupt images, besides OSError.
 CORRUPT_IMAGE_ERRORS = (
-    *(ValueError, TypeError, SyntaxError, ArithmeticError, LookupError, NotImplementedError, RuntimeError, EOFError),
-    *(AttributeError, AssertionError, MemoryError, struct.error, zlib.error),
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
 )
 # Editors store histories and workflows of several megabytes as text in PNG files; Pillow's limit is 1 MiB.
 MAX_TEXT_BYTES = 64 * 2**20
@@ -36,10 +48,11 @@ METADATA = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp
 ORIENTATION = 0x0112
 # EXIF, GPS, interoperability: parts of a TIFF file's metadata that only need to be intact if they are parsed.
 METADATA_PARTS = (0x8769, 0x8825, 0xA005)
-# Common files that Pillow cannot read, by their bytes at 4 to 12 or at 0 to 4.
-UNREADABLE = {b"ftypheic": "HEIC", b"ftypheix": "HEIC", b"ftypmif1": "HEIC", b"<svg": "SVG", b"%PDF": "PDF"}
+# Common files that Pillow cannot read, by their first bytes; in HEIC files, these follow a length of 4 bytes.
+UNREADABLE = {b"<svg": "SVG", b"<?xml": "XML (SVG?)", b"%PDF": "PDF"}
+HEIC = (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1")
 # First bytes of formats of which Pillow reads only some kinds, or which may be damaged.
-STARTS = {b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"RIFF": "WebP", b"GIF8": "GIF"}
+STARTS = {b"\x89PNG": "PNG", b"\xff\xd8": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"GIF8": "GIF"}
 
 
 def decode_image(
@@ -50,7 +63,7 @@ def decode_image(
     Args:
         encoded: PNG or JPEG.
         image_size: height and width to resize to.
-        any_format: accept every format that Pillow reads. The first frame counts.
+        any_format: accept every format that Pillow reads. Only the first frame is used.
         max_pixels: refuse larger images; by default, only those over Pillow's limit.
 
     Raises:
@@ -80,7 +93,7 @@ def _decode(
     encoded: bytes, image_size: int | None, formats: tuple[str, ...] | None, max_pixels: int | None
 ) -> "tuple[Image, str | None]":
     """Decode and resize; return the RGB image and its format."""
-    from PIL.Image import DecompressionBombError, Resampling
+    from PIL.Image import MAX_IMAGE_PIXELS, DecompressionBombError, Resampling
 
     _set_up_pillow()
     try:
@@ -89,7 +102,7 @@ def _decode(
             pixels = pixels.resize((image_size, image_size), Resampling.BILINEAR)
         return pixels, kind
     except DecompressionBombError as error:
-        raise OSError(_too_large(encoded, formats) or str(error)) from error
+        raise OSError(f"too large: more than {2 * (MAX_IMAGE_PIXELS or 0)} pixels in total") from error
     except CORRUPT_IMAGE_ERRORS as error:
         raise OSError(" ".join(str(error).split()) or type(error).__name__) from error
 
@@ -141,7 +154,7 @@ def _upright_rgb(encoded: bytes, formats: tuple[str, ...] | None, max_pixels: in
         turn = _turns().get(_orientation(image))
         if turn is not None:
             upright = image.transpose(turn)
-    return opaque_rgb(upright, encoded[24] if image.format == "PNG" else 8), image.format
+    return opaque_rgb(upright, png_bits(encoded) if image.format == "PNG" else 8), image.format
 
 
 def _open(encoded: bytes, formats: tuple[str, ...] | None) -> "ImageFile":
@@ -157,11 +170,15 @@ def _open(encoded: bytes, formats: tuple[str, ...] | None) -> "ImageFile":
 
 def _why_unidentified(encoded: bytes, formats: tuple[str, ...] | None) -> str:
     kind = next((name for start, name in STARTS.items() if encoded.startswith(start)), None)
+    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
+        kind = "WebP"
     if kind and (formats is None or kind in formats):
         return f"a {kind} file that is damaged or of an unsupported kind"
     if formats:
         return f"not {' or '.join(formats)}"
-    unreadable = UNREADABLE.get(encoded[4:12]) or UNREADABLE.get(encoded[:4])
+    unreadable = next((name for start, name in UNREADABLE.items() if encoded.startswith(start)), None)
+    if encoded[4:12] in HEIC:
+        unreadable = "HEIC"
     return (
         f"{unreadable} is not supported: convert it to JPEG or PNG" if unreadable else "not an image in a known format"
     )
@@ -192,19 +209,3 @@ def _turns() -> "dict[object, Transpose]":
         7: Transpose.TRANSVERSE,
         8: Transpose.ROTATE_90,
     }
-
-
-def _too_large(encoded: bytes, formats: tuple[str, ...] | None) -> str | None:
-    """The reason why an image over Pillow's limit is refused; None if its size is not known."""
-    from PIL import Image
-
-    for name in formats or Image.ID:
-        opener, accept = Image.OPEN[name]
-        try:
-            # What Image.open does, but without checking the size.
-            if accept is None or accept(encoded[:16]) is True:
-                width, height = opener(io.BytesIO(encoded), "").size
-                return f"too large: {width} x {height} pixels, expected at most {2 * (Image.MAX_IMAGE_PIXELS or 0)}"
-        except (OSError, *CORRUPT_IMAGE_ERRORS, Image.DecompressionBombError):
-            continue
-    return None

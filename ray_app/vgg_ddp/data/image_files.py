@@ -28,8 +28,8 @@ RESTART_INTERVAL = 0xDD
 LIBJPEG_FILL = (127, 128)
 # Data of no meaning, for a scan without and with restart markers.
 OTHER_DATA = bytes(range(1, 255)) + b"".join(bytes((0xFF, 0xD0 + i, *range(1, 255))) for i in range(8))
-# Tags of TIFF files: offsets and lengths, each of strips or tiles.
-STRIPS_OR_TILES, JPEG_TABLES = ((273, 324), (279, 325)), 347
+# Tags of TIFF files.
+STRIP_OFFSETS, STRIP_LENGTHS, TILE_OFFSETS, TILE_LENGTHS, JPEG_TABLES = 273, 279, 324, 325, 347
 PLANAR_CONFIGURATION, PLANES_APART = 284, 2
 
 
@@ -40,6 +40,11 @@ def png_chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes]]:
         end = position + 12 + int.from_bytes(encoded[position : position + 4], "big")
         yield encoded[position + 4 : position + 8], encoded[position:end]
         position = end
+
+
+def png_bits(encoded: bytes) -> int:
+    """Bits per channel of a PNG file."""
+    return encoded[24]
 
 
 def jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
@@ -57,7 +62,7 @@ def jpeg_segments(encoded: bytes) -> Iterator[tuple[int, int, int]]:
 def start_of_scan(encoded: bytes) -> int:
     """Where the first scan of a JPEG file starts: after the segments, of which metadata may contain another image."""
     end = max((end for _, _, end in jpeg_segments(encoded)), default=len(JPEG_START))
-    # Decoders skip what is no segment.
+    # Decoders skip bytes between segments.
     start = encoded.find(SCAN_START, end)
     return start if start >= 0 else len(encoded)
 
@@ -80,7 +85,7 @@ def _is_png_metadata(name: bytes, chunk: bytes) -> bool:
     if name == b"eXIf":
         # Intact EXIF may contain the orientation.
         return zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big")
-    # A small first letter means that an image can be decoded without a chunk.
+    # A lowercase first letter means that an image can be decoded without a chunk.
     return name != b"tRNS" and name.isalpha() and name[:1].islower()
 
 
@@ -101,7 +106,7 @@ def lacks_strips(image: "ImageFile") -> bool:
 
 
 def lacks_pixels(encoded: bytes, image: "ImageFile") -> bool:
-    """Whether the data of a loaded PNG, JPEG or TIFF image end before its last pixel.
+    """Whether the data of a loaded PNG, JPEG or TIFF image ends before its last pixel.
 
     Pillow leaves missing pixels black, libjpeg gray: unless the last pixel has this color, none are missing. If it has,
     JPEG data are decoded again with other data behind them, which changes only missing pixels.
@@ -160,7 +165,8 @@ def _has_restarts(encoded: bytes, image: "ImageFile") -> bool:
 def _jpeg_of_last_strip(encoded: bytes, image: "ImageFile") -> bytes:
     """The last strip or tile of a TIFF file that contains JPEG data, with the tables that it needs."""
     tags = image.tag_v2  # type: ignore[attr-defined]
-    offset, length = ((tags.get(strips) or tags.get(tiles))[-1] for strips, tiles in STRIPS_OR_TILES)
+    offset = (tags.get(STRIP_OFFSETS) or tags.get(TILE_OFFSETS))[-1]
+    length = (tags.get(STRIP_LENGTHS) or tags.get(TILE_LENGTHS))[-1]
     strip, tables = encoded[offset : offset + length], tags.get(JPEG_TABLES, JPEG_START + JPEG_END)
     return bytes(tables.removesuffix(JPEG_END) + strip.removeprefix(JPEG_START))
 

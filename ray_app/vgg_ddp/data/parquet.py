@@ -1,4 +1,4 @@
-"""Read images and labels from Parquet files in the layout of the Hugging Face `datasets` library."""
+"""Read images and labels from Parquet files."""
 
 import json
 import posixpath
@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import cached_property
+from itertools import accumulate, zip_longest
 from typing import TypeVar
 
 import numpy as np
@@ -23,6 +24,8 @@ from vgg_ddp.run.storage import Folder
 
 PARALLEL_READS = 16
 ROWS_PER_BATCH = 1000
+# Decoded by a thread at a time.
+IMAGES_PER_TASK = 100
 # pyarrow cannot return more than 2 GiB of nested binary data at once, and images differ in size.
 BYTES_PER_BATCH = 2**28
 T = TypeVar("T")
@@ -58,30 +61,36 @@ class ParquetImages:
     file: pq.ParquetFile
     columns: Columns
 
-    @property
+    @cached_property
     def row_groups(self) -> list[int]:
         """Number of rows of each row group."""
         metadata = self.file.metadata
         return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
 
-    def batches(self, row_group: int, most_rows: int = ROWS_PER_BATCH) -> Iterator[Rows]:
-        """The rows of a row group in batches, because encoded images can be much larger than decoded ones."""
-        group = self.file.metadata.row_group(row_group)
-        bytes_each = group.total_byte_size / max(1, group.num_rows)
+    @cached_property
+    def first_rows(self) -> list[int]:
+        """Index of the first row of each row group, and the number of rows in the file."""
+        return [0, *accumulate(self.row_groups)]
+
+    def batches(self, row_groups: Sequence[int], most_rows: int = ROWS_PER_BATCH) -> Iterator[Rows]:
+        """The rows of consecutive row groups in batches, because encoded images can be larger than decoded ones."""
+        if not row_groups:
+            return
+        groups = [self.file.metadata.row_group(index) for index in row_groups]
+        bytes_each = max(group.total_byte_size / max(1, group.num_rows) for group in groups)
         count = max(1, min(most_rows, int(BYTES_PER_BATCH / max(1.0, bytes_each))))
-        first = sum(self.row_groups[:row_group])
-        for batch in self.file.iter_batches(count, row_groups=[row_group], columns=self.columns.in_file()):
+        first = self.first_rows[row_groups[0]]
+        for batch in self.file.iter_batches(count, row_groups=list(row_groups), columns=self.columns.in_file()):
             yield Rows(first, batch.column(self.columns.image), self._labels(batch, first))
             first += len(batch)
 
     def labels(self, row_group: int) -> npt.NDArray[np.int64]:
         """The labels of a row group."""
-        rows = self.row_groups
         if self.columns.constant_label is not None:
-            return np.full(rows[row_group], self.columns.constant_label, np.int64)
-        first = sum(rows[:row_group])
-        table = self.file.read_row_group(row_group, columns=[self.columns.label])
-        return self._labels(table.combine_chunks().to_batches()[0], first) if len(table) else np.empty(0, np.int64)
+            return np.full(self.row_groups[row_group], self.columns.constant_label, np.int64)
+        table = self.file.read_row_group(row_group, columns=[self.columns.label]).combine_chunks()
+        first = self.first_rows[row_group]
+        return self._labels(table.to_batches()[0], first) if len(table) else np.empty(0, np.int64)
 
     def _labels(self, batch: pa.RecordBatch, first: int) -> npt.NDArray[np.int64]:
         if self.columns.constant_label is not None:
@@ -120,7 +129,7 @@ def open_file(folder: Folder, name: str, wanted: ColumnNames) -> Iterator[Parque
         with folder.filesystem.open_input_file((folder / name).path) as stream:
             file = pq.ParquetFile(stream)
             yield ParquetImages(folder, name, file, choose_columns(file.schema_arrow, wanted, partitions(name), path))
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException) as error:
         raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
 
 
@@ -154,10 +163,9 @@ def read_files(
     for name in names:
         with open_file(folder, name, wanted) as parquet:
             class_names[name] = parquet.class_names()
-            for row_group in range(len(parquet.row_groups)):
-                for rows in parquet.batches(row_group):
-                    labels.append(rows.labels)
-                    images.append(decode_images(parquet, rows, image_size))
+            for rows in parquet.batches(range(len(parquet.row_groups))):
+                labels.append(rows.labels)
+                images.append(decode_images(parquet, rows, image_size))
     return np.concatenate(images), np.concatenate(labels), merge_class_names(class_names, str(folder))
 
 
@@ -200,13 +208,13 @@ def decode_images(
             try:
                 images[index] = decode_image(_content(parquet, rows, cells, index), image_size)
             except OSError as error:
-                raise UsageError(
-                    f"the image in row {rows.first + index} of {parquet.name} cannot be decoded ({error}): expected "
-                    "PNG or JPEG."
-                ) from error
+                place = f"row {rows.first + index} of {parquet.name}"
+                raise UsageError(f"the image in {place} cannot be decoded ({error}).") from error
 
-    chunks = [range(start, min(start + 100, len(rows))) for start in range(0, len(rows), 100)]
-    with ThreadPoolExecutor(threads or usable_cores()) as pool:
+    threads = threads or usable_cores()
+    size = max(1, min(IMAGES_PER_TASK, -(-len(rows) // threads)))
+    chunks = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+    with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(decode, chunks):
             pass
     return images

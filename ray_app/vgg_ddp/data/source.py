@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from vgg_ddp.config import DATA_NAMES
 from vgg_ddp.data.columns import BY_NAME, ColumnNames
 from vgg_ddp.data.layout import Layout, find_layout
 from vgg_ddp.flags import UsageError
@@ -57,6 +58,10 @@ def find_source(data: str, data_dir: str, columns: ColumnNames = BY_NAME) -> Sou
     Raises:
         UsageError: if the data does not exist, or cannot be downloaded.
     """
+    if data in DATA_NAMES and columns != BY_NAME:
+        raise UsageError(
+            f"--data {data}: --image-column and --label-column apply only to a folder or URI of Parquet files."
+        )
     if data == "sample":
         return _sample()
     if data in ("auto", "cifar10"):
@@ -72,7 +77,7 @@ def find_source(data: str, data_dir: str, columns: ColumnNames = BY_NAME) -> Sou
     layout = find_layout(location)
     if layout.ignored:
         _print_once(
-            f"NOTE: {', '.join(layout.ignored)} in {location} not used: expected names such as train-0.parquet."
+            f"NOTE: ignoring {', '.join(layout.ignored)} in {location}: expected a name such as train-0.parquet."
         )
     return Source(location, location, layout=layout, columns=columns)
 

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from vgg_ddp.data.columns import BY_NAME, ColumnNames
 from vgg_ddp.data.contrast import note_missing_contrast
-from vgg_ddp.data.dataset import channel_statistics, choose_test_split, name_classes, split_files
+from vgg_ddp.data.dataset import channel_statistics, choose_test_split, name_classes
+from vgg_ddp.data.layout import SplitFiles
 from vgg_ddp.data.parquet import ParquetImages, decode_images, merge_class_names, open_file, scan_files
-from vgg_ddp.data.source import Source, SplitName
+from vgg_ddp.data.source import Source
 from vgg_ddp.flags import UsageError
 from vgg_ddp.run.storage import Folder
 
@@ -33,13 +34,11 @@ class RowGroup:
         file: file name, without the folder.
         index: index of the row group in its file.
         first_image: index of its first image in the split.
-        first_row: index of its first row in the file.
     """
 
     file: str
     index: int
     first_image: int
-    first_row: int
     rows: int
 
 
@@ -92,9 +91,10 @@ def open_stream(source: Source, image_size: int) -> StreamedDataset:
     """
     assert source.layout is not None
     folder = source.layout.folder
-    train, names = _scan_split(source, "train")
-    test_name = choose_test_split(source)
-    test, test_names = _scan_split(source, "test") if test_name else ([], None)
+    train, names = _scan_split(source, source.layout.train)
+    test_split = choose_test_split(source)
+    test, test_names = _scan_split(source, test_split) if test_split else ([], None)
+    test_name = test_split.name if test_split else None
     names = merge_class_names({"the training split": names, "the test split": test_names}, source.location)
     highest, num_train = max(high for _, _, high in train), sum(group.rows for group, _, _ in train)
     names = source.class_names or names or name_classes(highest, num_train, source.location)
@@ -113,23 +113,20 @@ def open_stream(source: Source, image_size: int) -> StreamedDataset:
     )
 
 
-def _scan_split(source: Source, split: SplitName) -> tuple[list[tuple[RowGroup, int, int]], tuple[str, ...] | None]:
+def _scan_split(source: Source, split: SplitFiles) -> tuple[list[tuple[RowGroup, int, int]], tuple[str, ...] | None]:
     """The row groups of a split, each with its lowest and highest label; the class names, if any."""
     assert source.layout is not None
-    files = split_files(source, split)
     found: list[tuple[RowGroup, int, int]] = []
     first_image = 0
-    scans = scan_files(source.layout.folder, files, source.columns, _scan_labels)
-    for name, (_, groups) in zip(files, scans, strict=True):
-        first_row = 0
+    scans = scan_files(source.layout.folder, split.files, source.columns, _scan_labels)
+    for name, (_, groups) in zip(split.files, scans, strict=True):
         for index, (rows, low, high) in enumerate(groups):
             if rows:
-                found.append((RowGroup(name, index, first_image, first_row, rows), low, high))
+                found.append((RowGroup(name, index, first_image, rows), low, high))
             first_image += rows
-            first_row += rows
     if not found:
-        raise UsageError(f"the {split} split of {source.location} is empty: expected at least one image.")
-    names = {name: names for name, (names, _) in zip(files, scans, strict=True)}
+        raise UsageError(f"the {split.name} split of {source.location} is empty: expected at least one image.")
+    names = {name: names for name, (names, _) in zip(split.files, scans, strict=True)}
     return found, merge_class_names(names, source.location)
 
 
@@ -178,7 +175,7 @@ def decode_rows(folder: Folder, rows: RowRange, image_size: int, columns: Column
     rows_per_block = max(1, BLOCK_BYTES // (image_size**2 * 3))
     with open_file(folder, group.file, columns) as parquet:
         row = 0
-        for batch in parquet.batches(group.index, rows_per_block):
+        for batch in parquet.batches([group.index], rows_per_block):
             start, stop = max(row, rows.start), min(row + len(batch), rows.stop)
             if start < stop:
                 part = batch.slice(start - row, stop - row)
@@ -195,6 +192,8 @@ def decode_rows(folder: Folder, rows: RowRange, image_size: int, columns: Column
                     "error": np.full(len(part), error),
                 }
             row += len(batch)
+            if row >= rows.stop:
+                return
 
 
 def select_rows(groups: Sequence[RowGroup], start: int, stop: int) -> list[RowRange]:

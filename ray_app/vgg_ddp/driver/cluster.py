@@ -20,6 +20,7 @@ from vgg_ddp.flags import UsageError
 from vgg_ddp.machine import malloc
 from vgg_ddp.machine.code import PACKAGE
 from vgg_ddp.machine.limits import usable_cores
+from vgg_ddp.run.notes import reason
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +60,7 @@ def connect(address: str, verbose: bool = False) -> Any:
         runtime_env = {"py_modules": [str(PACKAGE)], "env_vars": malloc.ENVIRONMENT | QUIET}
         return ray.init(address=address, logging_level=level, runtime_env=runtime_env, job_config=job_config())
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"{_given(address)}: no Ray cluster could be joined ({reason}).") from error
+        raise UsageError(f"{_given(address)}: no Ray cluster could be joined ({reason(error)}).") from error
 
 
 def _warn_if_reachable(address: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.columns import ColumnNames
 from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.data.layout import MissingFolderError
 from vgg_ddp.data.source import Source, find_source
 from vgg_ddp.data.streamed_dataset import StreamedDataset
 from vgg_ddp.driver import ray_environment
@@ -47,6 +48,7 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
     Raises:
         UsageError: if the input is invalid.
     """
+    torchrun.check_numbers()
     run = open_run(config, arguments)
     if run.config.num_workers and torchrun.is_launcher():
         raise UsageError(f"--num-workers {run.config.num_workers}: torchrun has started the workers; omit this flag.")
@@ -85,8 +87,8 @@ def _find_data(run: Run) -> Source:
     config = run.config
     try:
         return find_source(config.data, config.data_dir, ColumnNames(config.image_column, config.label_column))
-    except UsageError as error:
-        if not run.exists:
+    except MissingFolderError as error:
+        if not run.knows_images():
             raise
         raise UsageError(f"{error} If the data was moved, add --data with its new location.") from error
 

@@ -31,26 +31,29 @@ def choose_temporary_folder() -> None:
         # Ray's processes may have another working directory.
         os.environ[TEMPORARY] = os.path.abspath(chosen)
         if problem := _problem(os.environ[TEMPORARY]):
-            raise UsageError(f"{TEMPORARY}={chosen}: {problem}; choose a short path that you can write, such as /tmp.")
+            raise UsageError(
+                f"{TEMPORARY}={chosen}: {problem}; choose a short path that you can write to, such as /tmp."
+            )
     else:
         # Ray would use an empty value as it is.
         os.environ.pop(TEMPORARY, None)
         _replace_unsuitable_folder()
     if len(os.fsencode(os.environ.get("TMPDIR", ""))) > MAX_TMPDIR_BYTES:
-        os.environ["TMPDIR"] = os.environ[TEMPORARY]
+        os.environ["TMPDIR"] = os.environ.get(TEMPORARY, "/tmp")
 
 
 def _replace_unsuitable_folder() -> None:
     usual = (sys.platform == "linux" and os.environ.get("TMPDIR")) or "/tmp"
-    problem = _problem(usual)
-    if not problem and os.path.isabs(usual):
+    problem = _problem(usual) if os.path.isabs(usual) else "it is not an absolute path"
+    if not problem:
         return
     private = private_folder()
     if private is None or _problem(private):
         raise UsageError(
             f"Ray cannot use {usual} for its temporary files: {problem}; set {TEMPORARY} to a short path that you can "
-            "write."
+            "write to."
         )
+    print(f"NOTE: Ray cannot use {usual} for its temporary files: {problem}; using {private}.")
     os.environ[TEMPORARY] = private
 
 
@@ -58,7 +61,7 @@ def _problem(folder: str) -> str | None:
     """Why Ray cannot use this temporary folder, in which it creates the folder `ray`; None if it can."""
     size_bytes = len(os.fsencode(folder))
     if size_bytes > MAX_FOLDER_BYTES:
-        return f"its {size_bytes} bytes leave no space for the names of Ray's sockets (at most {MAX_FOLDER_BYTES})"
+        return f"it has {size_bytes} bytes, but the paths of Ray's sockets allow at most {MAX_FOLDER_BYTES}"
     own = Path(folder, "ray")
     try:
         if not Path(folder).exists():

@@ -21,7 +21,10 @@ SECONDS_TO_SAVE = 22.0
 
 
 class InterruptedRunError(BaseException):
-    """A signal ended the run before its workers did. Like KeyboardInterrupt, not an error that anyone may survive."""
+    """A signal ended the run before its workers did.
+
+    Like KeyboardInterrupt, not an Exception, so that no handler swallows it.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)

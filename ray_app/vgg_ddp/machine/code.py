@@ -14,7 +14,7 @@ class Code:
     """A copy of this package.
 
     Attributes:
-        folder: where it lies, on `host`.
+        folder: its path on `host`.
         digest: of the names and the content of its Python files.
     """
 
@@ -31,7 +31,9 @@ def code_digest(folder: Path) -> str:
     """A digest of the names and the content of all Python files in a folder."""
     digest = hashlib.sha256()
     for file in sorted(folder.rglob("*.py")):
-        content = file.read_bytes()
-        digest.update(f"{file.relative_to(folder).as_posix()} {len(content)}\n".encode(errors="surrogateescape"))
-        digest.update(content)
+        name = file.relative_to(folder).as_posix()
+        # Editors and file systems add hidden files, some of which are broken links.
+        if file.is_file() and "/." not in f"/{name}":
+            content = file.read_bytes()
+            digest.update(f"{name} {len(content)}\n".encode(errors="surrogateescape") + content)
     return digest.hexdigest()[:16]

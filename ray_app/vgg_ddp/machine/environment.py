@@ -1,4 +1,4 @@
-"""Check and mend the environment that a script was started in, before anything depends on it."""
+"""Check and repair the environment that a script was started in, before anything depends on it."""
 
 import getpass
 import os
@@ -16,7 +16,7 @@ TRAIN_V2 = "RAY_TRAIN_V2_ENABLED"
 
 
 def prepare_process(output_is_result: bool = False) -> None:
-    """Make output and file names reliable. Every script calls this before it does anything else.
+    """Make output and file names reliable. The scripts in ray_app call this first.
 
     `output_is_result`: the script fails if its standard output cannot be written, for example to a full disk.
     """
@@ -28,8 +28,10 @@ def run_script(main: Callable[[], int], output_is_result: bool = False) -> NoRet
     """Prepare this process, call a script's `main`, and exit with its exit code."""
     prepare_process(output_is_result)
     try:
-        exit_code = main()
-        sys.stdout.flush()
+        try:
+            exit_code = main()
+        finally:
+            sys.stdout.flush()
     except OutputLostError as error:
         print(f"error: standard output cannot be written: {error.strerror}", file=sys.stderr, flush=True)
         # Python's shutdown would try to write again.
@@ -60,7 +62,10 @@ def check_ray_settings(num_workers: int) -> None:
         UsageError: if it does.
     """
     if sys.flags.optimize > 1:
-        raise UsageError("PYTHONOPTIMIZE=2, or python -OO, removes docstrings, which Ray needs: use 1 at most, or -O.")
+        raise UsageError(
+            "PYTHONOPTIMIZE=2, or python -OO, removes docstrings, which Ray needs: use at most PYTHONOPTIMIZE=1, or "
+            "python -O."
+        )
     if num_workers and "error" in sys.warnoptions:
         raise UsageError("PYTHONWARNINGS=error, or python -W error, turns Ray's own warnings into errors: unset it.")
     value = os.environ.get(TRAIN_V2, "1")

@@ -16,7 +16,7 @@ def is_launcher() -> bool:
 
 def may_restart() -> bool:
     """Whether torchrun restarts its processes after a failure."""
-    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
+    return is_launcher() and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) > 0
 
 
 def command(script: str) -> str:
@@ -40,6 +40,18 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def check_numbers() -> None:
+    """Check the variables that the other functions read as numbers.
+
+    Raises:
+        UsageError: naming the variable that is none.
+    """
+    for name in (*NUMBERS, "MASTER_PORT", "TORCHELASTIC_MAX_RESTARTS"):
+        value = os.environ.get(name, "0")
+        if not value.isdecimal():
+            raise UsageError(f"{name}={value}: expected a number, as torchrun sets it; unset the variable.")
+
+
 def check_variables(num_workers: int) -> None:
     """Check that the variables describe a group of processes that can train together; forget those of a single process.
 
@@ -49,9 +61,6 @@ def check_variables(num_workers: int) -> None:
         UsageError: naming the variables, if they do not.
     """
     given = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-    for name in (*NUMBERS, "MASTER_PORT"):
-        if name in given and not given[name].isdecimal():
-            raise UsageError(f"{name}={given[name]}: expected a number, as torchrun sets it; unset the variable.")
     rank, local_rank = int(given.get("RANK", "0")), int(given.get("LOCAL_RANK", "0"))
     size, local_size = int(given.get("WORLD_SIZE", "1")), int(given.get("LOCAL_WORLD_SIZE", "1"))
     if not is_launcher() and (rank, local_rank, size, local_size) == (0, 0, 1, 1):
@@ -70,4 +79,6 @@ def check_variables(num_workers: int) -> None:
             "or unset the variables to train in one process."
         )
     if rank >= size or local_rank >= local_size or local_size > size:
-        raise UsageError(f"{shown}: no group of processes has these numbers; unset the variables, or use torchrun.")
+        raise UsageError(
+            f"{shown}: these values contradict each other; unset the variables, or start the processes with torchrun."
+        )

@@ -70,7 +70,10 @@ def recorded(run: Run) -> Iterator[None]:
 
 
 class Recorder:
-    """Sends new results from a run's folder to an MLflow store. The first store error is reported and ends this."""
+    """Sends new results from a run's folder to an MLflow store.
+
+    The first error of the store is reported and ends the recording.
+    """
 
     def __init__(self, run: Run, uri: str) -> None:
         self._run = run

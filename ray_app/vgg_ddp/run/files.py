@@ -47,7 +47,7 @@ def read_config(run: Folder) -> dict[str, Any] | None:
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: if its content is something else.
+        ValueError: if it is not a JSON object.
     """
     if not run.exists(CONFIG_FILE):
         return None
@@ -119,7 +119,7 @@ def _parse_row(names: Sequence[str], line: str) -> Row:
     """A line of metrics.csv.
 
     Raises:
-        ValueError: if the line was cut, or has something else than numbers.
+        ValueError: if the line was cut, or contains anything but numbers.
     """
     given = dict(zip(names, map(float, line.split(",")), strict=True))
     for name, value in given.items():

@@ -86,6 +86,10 @@ def format_differences(runs: Sequence[FinishedEpochs]) -> str:
     # Runs of older versions have no choices.
     names = dict.fromkeys(name for run in runs for name in run.chosen)
     choices = {name: [run.chosen.get(name, "unknown") for run in runs] for name in names}
+    digests = choices.pop("images", ["unknown"])
+    if len(set(digests)) == 1 and "unknown" not in digests:
+        # The same images, perhaps in different places.
+        settings.pop("data", None)
     choices = {name: values for name, values in choices.items() if len(set(values) - {"unknown"}) > 1}
     known = {name for name, values in choices.items() if "unknown" not in values}
     differing = {
@@ -135,7 +139,7 @@ def format_summary(rows: Sequence[Row]) -> str:
         ("epochs", f"{last['epoch']:.0f}"),
         ("training loss", f"{last['loss']:.4f}"),
         ("training accuracy", f"{last['train_accuracy']:.2%}"),
-        ("test accuracy", "- (the test images have no labels)" if math.isnan(last["test_accuracy"]) else accuracy),
+        ("test accuracy", "-" if math.isnan(last["test_accuracy"]) else accuracy),
         ("training time", f"{seconds:.1f} s"),
         ("images per second", f"{images_per_second:,.0f}"),
     )

@@ -254,12 +254,13 @@ def _start(job: Job, device: torch.device) -> tuple[Folder, str, str | None]:
 def _require_same_images_and_storage(job: Job, inputs: Inputs) -> None:
     is_blind = job.lock_file is not None and not os.path.isfile(job.lock_file)
     images = f"{inputs.dataset.name}, {inputs.dataset.num_train:,} training images"
-    answers = from_all_ranks((images, ray.util.get_node_ip_address() if is_blind else None))
-    found = sorted({images for images, _ in answers})
-    if len(found) > 1:
+    answers = from_all_ranks((images, inputs.digest, ray.util.get_node_ip_address() if is_blind else None))
+    if len({(images, digest) for images, digest, _ in answers}) > 1:
         # Each of torchrun's processes loads its own images.
-        raise RefusedError(f"the workers found different images ({'; '.join(found)}): use another --data.")
-    blind = sorted({node for _, node in answers if node})
+        found = sorted({images for images, _, _ in answers})
+        described = "; ".join(found) if len(found) > 1 else f"{found[0]}, but with different content"
+        raise RefusedError(f"the workers found different images ({described}): use another --data.")
+    blind = sorted({node for _, _, node in answers if node})
     if blind:
         # A folder of that name may exist there; only the lock file proves that it is the same folder.
         assert job.lock_file is not None

@@ -140,7 +140,7 @@ def test_split_of_which_no_image_can_be_read_is_refused(folder: Path, tmp_path: 
     kinds = " and ".join({"train": "training", "test": "test"}[split] for split in splits)
     first = min(str(file.relative_to(tmp_path / "splits")) for file in files)
     assert result.stderr.startswith(
-        f"error: none of the {len(files)} {kinds} files could be read as an image; {first}: "
+        f"error: none of the {len(files)} {kinds} files is a readable image; the first is {first}: "
     )
     assert result.stderr.count("\n") == 1 and "Train on them" not in result.stdout
     left = {file.name.split("-")[0] for file in (tmp_path / "out").glob("*.parquet")}
@@ -157,8 +157,8 @@ def test_what_is_odd_about_the_folder_is_printed(tmp_path: Path, pixels: Pixels)
     result = run(tmp_path / "images", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     assert [line for line in result.stdout.splitlines() if line.startswith("NOTE: ")] == [
-        f"NOTE: 1 image(s) beside the folders in {tmp_path}/images are left out, such as \\xff.png.",
-        "NOTE: skipped 2 folder(s) (@eaDir, __MACOSX), hidden or of the operating system.",
+        f"NOTE: ignored 1 image(s) in {tmp_path}/images that are not in a class folder, such as \\xff.png.",
+        "NOTE: skipped 2 hidden or system folder(s) (@eaDir, __MACOSX).",
         "NOTE: the 4 training images that were checked are all the same once decoded: nothing can be learned from "
         "them.",
     ]

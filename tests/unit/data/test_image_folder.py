@@ -74,14 +74,14 @@ def test_validation_images_are_left_out_if_there_is_a_test_split(tmp_path: Path)
     root = make(tmp_path, *(f"{split}/{name}/1.png" for split in ("train", "Val", "test", "meta") for name in "ab"))
     found = list_images(root, 0.5)
     assert set(labels_of(found.test)) == {"test/a/1.png", "test/b/1.png"}
-    assert found.notes == ("only train and test are used, without Val, meta.",)
+    assert found.notes == ("used train and test; ignored Val and meta.",)
 
 
 def test_validation_images_are_used_if_the_test_images_have_no_labels(tmp_path: Path) -> None:
     root = make(tmp_path, "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png", "test/1.png")
     found = list_images(root, 0.5)
     assert set(labels_of(found.test)) == {"val/a/1.png", "val/b/1.png"}
-    assert found.notes == ("only train and val are used, without test.",)
+    assert found.notes == ("used train and val; ignored test.",)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_system_files_and_folders_are_skipped_and_counted(tmp_path: Path) -> Non
     assert found.class_names == ("a", "b")
     assert sorted([*labels_of(found.train), *labels_of(found.test)]) == images
     assert found.notes == (
-        "skipped 7 folder(s) (#recycle, $RECYCLE.BIN, .git and others) and 6 file(s) (.DS_Store, ._1.png, ._2.png and "
-        "others), hidden or of the operating system.",
+        "skipped 7 hidden or system folder(s) (#recycle, $RECYCLE.BIN, .git and 4 more) and 6 hidden or system file(s) "
+        "(.DS_Store, ._1.png, ._2.png and 2 more).",
     )
 
 
@@ -109,9 +109,9 @@ def test_images_beside_the_classes_are_pointed_out(tmp_path: Path) -> None:
     beside = ["z.png", "train/y.JPG", "train/labels.csv", "test/x.webp", "test/w.tiff", "README.md"]
     root = make(tmp_path, "train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png", *beside)
     assert list_images(root, 0.5).notes == (
-        f"1 image(s) beside the folders in {root} are left out, such as z.png.",
-        f"1 image(s) beside the folders in {root}/train are left out, such as y.JPG.",
-        f"2 image(s) beside the folders in {root}/test are left out, such as w.tiff.",
+        f"ignored 1 image(s) in {root} that are not in a class folder, such as z.png.",
+        f"ignored 1 image(s) in {root}/train that are not in a class folder, such as y.JPG.",
+        f"ignored 2 image(s) in {root}/test that are not in a class folder, such as w.tiff.",
     )
 
 
@@ -127,7 +127,7 @@ def test_linked_class_is_read_and_links_that_lead_back_are_left_out(tmp_path: Pa
     found = list_images(root, 0.5)
     assert found.class_names == ("a", "b")
     assert len(found.train) + len(found.test) == 4
-    assert found.notes == (f"4 linked folder(s) are left out: {root}/a/other, {root}/a/up, {root}/above and others.",)
+    assert found.notes == (f"skipped 4 linked folder(s): {root}/a/other, {root}/a/up, {root}/above and 1 more.",)
 
 
 def test_classes_without_images_are_pointed_out(tmp_path: Path) -> None:
@@ -165,9 +165,9 @@ def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
         (["train/1.png", "test/1.png"], "has no subfolders"),
         (["train/a/1.png", "train/a/2.png"], "has train, but not both train and test"),
         (["test/a/1.png", "val/a/1.png"], "has test and val, but not both train and test"),
-        (["train/a/1.png", "Train/a/1.png", "test/a/1.png"], "has Train and train, which both mean the train split"),
-        (["train/a/1.png", "TRAINING/a/1.png"], "has TRAINING and train, which both mean the train split"),
-        (["train/a/1.png", "test/a/1.png", "testing/a/1.png"], "has test and testing, which both mean the test split"),
+        (["train/a/1.png", "Train/a/1.png", "test/a/1.png"], "has Train and train, which both name the training split"),
+        (["train/a/1.png", "TRAINING/a/1.png"], "has TRAINING and train, but not both train and test"),
+        (["train/a/1.png", "test/a/1.png", "testing/a/1.png"], "has test and testing, which both name the test split"),
         (["seg_train/a/1.png", "seg_test/a/1.png", "seg_pred/1.png"], "has seg_train and seg_test, which look like"),
         (["cat/train/1.png", "cat/test/1.png", "dog/1.png"], "/cat holds test and train: expected .*/train/cat and"),
         (["data/Train/a/1.png", "data/val/a/1.png"], "/data holds Train and val: give .*/data as the image folder"),

@@ -23,7 +23,7 @@ def described(dataset: Dataset | StreamedDataset, notes: str) -> str:
     if dataset.test_name not in ("test", None):
         text += f" of {dataset.test_name}"
     text += ", no test accuracy" if dataset.test_name is None else ""
-    return text + ("; the other file is named in a note" if "NOTE: train_full.parquet" in notes else "")
+    return text + ("; a note names the other file" if "NOTE: ignoring train_full.parquet" in notes else "")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.what)
@@ -64,15 +64,38 @@ def test_batches_of_large_images_have_few_rows(tmp_path: Path, monkeypatch: pyte
     # Room for two images of 32 x 32 random pixels.
     monkeypatch.setattr("vgg_ddp.data.parquet.BYTES_PER_BATCH", 3 * len(png(0)))
     with open_file(Folder.at(str(tmp_path)), "train.parquet", ColumnNames()) as parquet:
-        batches = list(parquet.batches(0))
+        batches = list(parquet.batches([0]))
     assert [(rows.first, len(rows)) for rows in batches] == [(0, 2), (2, 2), (4, 2), (6, 2)]
     assert np.concatenate([rows.labels for rows in batches]).tolist() == [0, 1, 2, 3] * 2
     require_right_images(load_dataset(find_source(str(tmp_path), ""), 32))
 
 
+def test_batches_span_small_row_groups(tmp_path: Path) -> None:
+    """Otherwise, each thread would get a few images at a time."""
+    Layout("", LAYOUTS[0].files, options={"row_group_size": 1}).write(tmp_path)
+    with open_file(Folder.at(str(tmp_path)), "train.parquet", ColumnNames()) as parquet:
+        assert [(rows.first, len(rows)) for rows in parquet.batches(range(8))] == [(0, 8)]
+        assert [(rows.first, len(rows)) for rows in parquet.batches(range(3, 5))] == [(3, 2)]
+
+
+def test_unused_incomplete_split_does_not_matter_but_a_used_one_does(tmp_path: Path) -> None:
+    part = {"validation-00001-of-00002.parquet": LAYOUTS[0].files["test.parquet"]}
+    Layout("", LAYOUTS[0].files | part).write(tmp_path / "labeled")
+    load_dataset(find_source(str(tmp_path / "labeled"), ""), 32)
+    withheld = next(layout for layout in LAYOUTS if layout.outcome.endswith("no test accuracy"))
+    Layout("", withheld.files | part).write(tmp_path / "withheld")
+    with pytest.raises(UsageError, match="1 of 2 files are missing: validation-00000-of-00002"):
+        load_dataset(find_source(str(tmp_path / "withheld"), ""), 32)
+
+
+def test_column_flags_apply_only_to_parquet_files() -> None:
+    with pytest.raises(UsageError, match="--data sample: --image-column and --label-column apply only to"):
+        find_source("sample", "", ColumnNames(image="photo"))
+
+
 def test_documentation_lists_the_layouts() -> None:
     page = (Path(__file__).resolve().parents[3] / "docs/data.md").read_text()
-    assert documentation() in page, "copy the new table to docs/data.md"
+    assert documentation() in page, "copy what `python -m support.odd_layouts` prints, in tests, to docs/data.md"
 
 
 def test_digest_survives_a_move_and_notices_other_images(tmp_path: Path) -> None:
@@ -80,6 +103,9 @@ def test_digest_survives_a_move_and_notices_other_images(tmp_path: Path) -> None
     plain.write(tmp_path / "a")
     digest = data_digest(find_source(str(tmp_path / "a"), ""))
     (tmp_path / "a").rename(tmp_path / "b")
+    assert data_digest(find_source(str(tmp_path / "b"), "")) == digest
+    # A split that is not used.
+    Layout("", {"validation.parquet": plain.files["test.parquet"]}).write(tmp_path / "b")
     assert data_digest(find_source(str(tmp_path / "b"), "")) == digest
     train = plain.files["train.parquet"]
     others = {

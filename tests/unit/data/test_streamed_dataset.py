@@ -85,7 +85,7 @@ def test_corrupt_image_is_reported_with_its_row_in_the_file(
     # The driver finds it when it decodes examples, and Ray's tasks find it when they decode its rows.
     with pytest.raises(UsageError, match=r"the image in row 3 of train.parquet cannot be decoded"):
         open_stream(find_source(str(data_folder), ""), 32)
-    group = RowGroup("train.parquet", index=1, first_image=102, first_row=2, rows=2)
+    group = RowGroup("train.parquet", index=1, first_image=102, rows=2)
     (block,) = decode_rows(Folder.at(str(data_folder)), RowRange(group, 0, 2), 32)
     assert "the image in row 3 of train.parquet cannot be decoded (not PNG or JPEG)" in (first_error(block) or "")
     assert block["index"].tolist() == [102, 103] and not block["image"].any()

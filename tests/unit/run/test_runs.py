@@ -77,6 +77,9 @@ def test_run_that_torchrun_may_restart_requires_a_name(
     open_with: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    # Left over in the shell.
+    assert open_with().name
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(UsageError, match="torchrun's --max-restarts requires --run-name"):
         open_with()
     assert open_with("--run-name", "run").name == "run"

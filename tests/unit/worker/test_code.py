@@ -38,3 +38,14 @@ def test_changed_files_of_the_same_copy_are_logged(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING):
         require_same_code(replace(Code.of_this_process(), digest="other"))
     assert f"Files in {PACKAGE} changed since the command started" in caplog.text
+
+
+def test_hidden_files_are_not_code(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("a = 1\n")
+    digest = code_digest(tmp_path)
+    # The lock of an editor, and a file of macOS.
+    (tmp_path / ".#a.py").symlink_to("somebody@somewhere")
+    (tmp_path / "._a.py").write_bytes(bytes(9))
+    assert code_digest(tmp_path) == digest
+    (tmp_path / "b.py").touch()
+    assert code_digest(tmp_path) != digest

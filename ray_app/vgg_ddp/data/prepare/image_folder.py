@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from vgg_ddp.data.prepare.listing import SHOWN, Listing, image_names
+from vgg_ddp.data.names import first_names
+from vgg_ddp.data.prepare.listing import Listing, image_names
 from vgg_ddp.data.prepare.split_folders import find_splits, refuse_splits_in_classes
 from vgg_ddp.flags import UsageError
 
@@ -77,7 +78,7 @@ def list_images(root: Path, test_fraction: float) -> ImageFolder:
         train, test = (list(_files(root, split, class_names, listing)) for split in (splits.train, splits.test))
         notes += [note for split in (splits.train, splits.test) for note in _note_loose_images(root / split)]
         if splits.left_out:
-            notes.append(f"only {splits.train} and {splits.test} are used, without {', '.join(splits.left_out)}.")
+            notes.append(f"used {splits.train} and {splits.test}; ignored {' and '.join(splits.left_out)}.")
     else:
         class_names = _classes(root, listing)
         train, test = _split(_files(root, "", class_names, listing), test_fraction)
@@ -115,7 +116,7 @@ def _note_loose_images(folder: Path) -> list[str]:
     images = image_names(folder)
     if not images:
         return []
-    return [f"{len(images):,} image(s) beside the folders in {folder} are left out, such as {images[0]}."]
+    return [f"ignored {len(images):,} image(s) in {folder} that are not in a class folder, such as {images[0]}."]
 
 
 def _check_classes(
@@ -133,8 +134,7 @@ def _check_classes(
     for kind, labels in (("", everything - in_train - in_test), ("test ", in_train - in_test)):
         if labels:
             names = [class_names[label] for label in sorted(labels)]
-            shown = ", ".join(names[:SHOWN]) + " and others" * (len(names) > SHOWN)
-            yield f"{len(names):,} class(es) have no {kind}images: {shown}."
+            yield f"{len(names):,} class(es) have no {kind}images: {first_names(names)}."
     if len(class_names) == 1:
         yield f"there is only one class, {class_names[0]}: is {root} the right folder?"
 

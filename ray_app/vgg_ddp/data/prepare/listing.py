@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from vgg_ddp.data.names import IMAGE_SUFFIXES, first_names
+
 # In lower case. Names that start with a dot also count.
 SYSTEM_FOLDERS = (
     "__macosx",
@@ -16,8 +18,6 @@ SYSTEM_FOLDERS = (
     "system volume information",
 )
 SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".heic", ".heif", ".avif")
-SHOWN = 3
 
 
 class Listing:
@@ -67,16 +67,20 @@ class Listing:
     def notes(self) -> list[str]:
         """What was left out, one line per kind."""
         counted = [
-            f"{count:,} {kind} ({_some(names)})"
+            f"{count:,} {kind} ({first_names(sorted(names))})"
             for kind, count, names in (
-                ("folder(s)", len(self._system_folders), {os.path.basename(name) for name in self._system_folders}),
-                ("file(s)", self._system_files.total(), set(self._system_files)),
+                (
+                    "hidden or system folder(s)",
+                    len(self._system_folders),
+                    {os.path.basename(name) for name in self._system_folders},
+                ),
+                ("hidden or system file(s)", self._system_files.total(), set(self._system_files)),
             )
             if count
         ]
-        notes = [f"skipped {' and '.join(counted)}, hidden or of the operating system."] if counted else []
+        notes = [f"skipped {' and '.join(counted)}."] if counted else []
         if self._links:
-            notes.append(f"{len(self._links):,} linked folder(s) are left out: {_some(self._links)}.")
+            notes.append(f"skipped {len(self._links):,} linked folder(s): {first_names(sorted(self._links))}.")
         return notes
 
 
@@ -89,11 +93,6 @@ def image_names(path: Path) -> list[str]:
     """Sorted names of the files in a folder that are images, by their suffixes."""
     names = (entry.name for entry in os.scandir(path) if not entry.name.startswith("."))
     return sorted(name for name in names if name.lower().endswith(IMAGE_SUFFIXES))
-
-
-def _some(names: set[str]) -> str:
-    shown = sorted(names)[:SHOWN]
-    return ", ".join(shown) + " and others" * (len(names) > SHOWN)
 
 
 def _raise(error: OSError) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vgg_ddp.data.decode import as_png_or_jpeg
+from vgg_ddp.data.decode import DECODER_VERSION, as_png_or_jpeg
 from vgg_ddp.data.prepare.image_folder import ImageFile, printable
 from vgg_ddp.flags import UsageError
 from vgg_ddp.run.storage import Folder
@@ -109,6 +109,11 @@ def _write_shard(output: str, shard: Shard, settings: Settings) -> Written:
         try:
             content = as_png_or_jpeg(_read(settings.root / file.path), settings.image_size)
         except OSError as error:
+            if isinstance(error.__cause__, MemoryError):
+                raise UsageError(
+                    f"{settings.root / file.path} cannot be decoded in the available memory: use fewer --processes, or "
+                    "delete it if it is damaged."
+                ) from error
             broken.append((printable(file.path), error.strerror or str(error)))
             continue
         images.append({"bytes": content, "path": printable(file.path)})
@@ -153,5 +158,5 @@ def _read_note(folder: Folder, name: str) -> dict[str, Any] | None:
 def _source(shard: Shard, settings: Settings) -> str:
     """Digest of everything that determines a shard's content."""
     files = [(printable(file.path), file.label, file.size_bytes, file.changed_ns) for file in shard.files]
-    text = json.dumps([files, settings.class_names, settings.image_size])
+    text = json.dumps([files, settings.class_names, settings.image_size, DECODER_VERSION])
     return hashlib.sha256(text.encode()).hexdigest()

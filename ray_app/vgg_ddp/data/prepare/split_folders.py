@@ -4,12 +4,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from vgg_ddp.data.names import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES
 from vgg_ddp.data.prepare.listing import Listing
 from vgg_ddp.flags import UsageError
 
-TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("test", "testing")
-VALIDATION_NAMES = ("val", "valid", "validation", "dev", "eval", "evaluation")
 KINDS = {
     name: kind
     for kind, names in (("train", TRAIN_NAMES), ("test", TEST_NAMES), ("validation", VALIDATION_NAMES))
@@ -45,13 +43,14 @@ def find_splits(root: Path, folders: list[str], listing: Listing) -> SplitFolder
     for name in folders:
         if kind := kind_of(name):
             kinds.setdefault(kind, []).append(name)
+
+    def has_classes(name: str) -> bool:
+        return bool(listing.folders(root / name))
+
     is_complete = "train" in kinds and len(kinds) > 1
     if not is_complete and sum(map(len, kinds.values())) < len(folders):
         _refuse_loosely_named(root, folders)
         return None
-    for kind, names in kinds.items():
-        if len(names) > 1:
-            raise UsageError(f"{root} has {' and '.join(names)}, which both mean the {kind} split: keep one of them.")
     if not kinds:
         return None
     if not is_complete:
@@ -59,10 +58,17 @@ def find_splits(root: Path, folders: list[str], listing: Listing) -> SplitFolder
             f"{root} has {' and '.join(folders)}, but not both train and test (or val): add the other, or give a "
             f"folder of classes, such as {root / folders[0]}, to split it at random."
         )
-    candidates = [kinds[kind][0] for kind in ("test", "validation") if kind in kinds]
-    test = next((name for name in candidates if listing.folders(root / name)), candidates[0])
-    train = kinds["train"][0]
+    candidates = [kind for kind in ("test", "validation") if kind in kinds]
+    test_kind = next((kind for kind in candidates if any(map(has_classes, kinds[kind]))), candidates[0])
+    train, test = (_only(root, kind, kinds[kind]) for kind in ("train", test_kind))
     return SplitFolders(train, test, [name for name in folders if name not in (train, test)])
+
+
+def _only(root: Path, kind: str, names: list[str]) -> str:
+    if len(names) > 1:
+        split = {"train": "training"}.get(kind, kind)
+        raise UsageError(f"{root} has {' and '.join(names)}, which both name the {split} split: keep one of them.")
+    return names[0]
 
 
 def _refuse_loosely_named(root: Path, folders: list[str]) -> None:
