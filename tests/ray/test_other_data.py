@@ -28,7 +28,7 @@ def test_run_without_test_labels_resumes_after_its_data_moved(tmp_path: Path) ->
     assert first.returncode == 0 and first.stderr == "", first.stderr
     assert "120 training images (the test images have no labels: no test accuracy)" in first.stdout
     assert re.search(r"epoch 1/1 .* test +- ", first.stdout)
-    assert re.search(r"test accuracy +- \(the test images have no labels\)", first.stdout)
+    assert re.search(r"test accuracy +-\n", first.stdout)
     with (tmp_path / "runs/run/metrics.csv").open() as file:
         assert [row["test_accuracy"] for row in csv.DictReader(file)] == ["nan"]
     data.rename(moved)
