@@ -58,6 +58,8 @@ class PredictConfig:
         refuse_password("--data", self.data)
         if bool(self.images) == bool(self.data):
             raise UsageError("expected either images or --data, not both.")
+        if "" in (self.image_column, self.label_column):
+            raise UsageError("--image-column and --label-column: expected the name of a column.")
         if self.images and (self.image_column or self.label_column):
             raise UsageError("--image-column and --label-column apply only to --data.")
         if self.top < 1:
@@ -76,13 +78,17 @@ def classify(classifier: "Classifier", config: PredictConfig) -> None:
             pixels.append(decode_image(Path(name).read_bytes(), classifier.image_size, any_format=True))
         except OSError as error:
             raise UsageError(f"{name} cannot be read as an image: {error}") from error
-    width = max(map(len, config.images))
-    for name, row in zip(config.images, classifier.probabilities(np.stack(pixels), config.tta), strict=True):
+    names, classes = (tuple(map(one_line, texts)) for texts in (config.images, classifier.class_names))
+    width = max(map(len, names))
+    for name, row in zip(names, classifier.probabilities(np.stack(pixels), config.tta), strict=True):
         best = row.topk(min(config.top, len(row)))
-        classes = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        print(
-            f"{name:<{width}}  " + "  ".join(f"{classifier.class_names[index]} {value:.1%}" for value, index in classes)
-        )
+        shares = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        print(f"{name:<{width}}  " + "  ".join(f"{classes[index]} {value:.1%}" for value, index in shares))
+
+
+def one_line(text: str) -> str:
+    """Text with line breaks and other control characters escaped."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def evaluate(classifier: "Classifier", config: PredictConfig) -> None:

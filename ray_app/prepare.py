@@ -78,16 +78,23 @@ def check_output(folder: "Folder", shards: "list[Shard]") -> None:
     """
     from vgg_ddp.data.layout import is_file_of
     from vgg_ddp.data.names import TEST_NAMES, TRAIN_NAMES
+    from vgg_ddp.data.prepare.shards import read_note
 
     expected = {shard.name for shard in shards}
     try:
         names = folder.names()
         for name in filter(PARTIAL_FILE.fullmatch, names):
             folder.delete(name)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        # ValueError: a name that is not UTF-8.
         raise UsageError(f"{folder} cannot be used: {error}") from error
     others = [name for name in names if name not in expected]
     foreign = [name for name in others if any(is_file_of(name, split) for split in (*TRAIN_NAMES, *TEST_NAMES))]
+    for name in expected.intersection(names):
+        if read_note(folder, name) is None:
+            raise UsageError(
+                f"{folder} contains {name}, which prepare.py did not write or which is damaged: delete it."
+            )
     if foreign:
         raise UsageError(
             f"{folder} contains {foreign[0]}, made from other images or with another --images-per-shard: delete "
@@ -98,7 +105,7 @@ def check_output(folder: "Folder", shards: "list[Shard]") -> None:
 def prepare(config: PrepareConfig) -> int:
     """Write all shards and print progress; return the exit code."""
     from vgg_ddp.data.prepare.image_folder import list_images
-    from vgg_ddp.data.prepare.shards import Settings, plan_shards
+    from vgg_ddp.data.prepare.shards import Settings, delete_outdated, plan_shards
     from vgg_ddp.run.notes import noted
     from vgg_ddp.run.storage import Folder, absolute
 
@@ -113,6 +120,10 @@ def prepare(config: PrepareConfig) -> int:
         raise UsageError(f"{config.output} cannot be used: {error}") from error
     per_shard = config.images_per_shard
     shards = [*plan_shards("train", images.train, per_shard), *plan_shards("test", images.test, per_shard)]
+    if folder.is_local and Path(folder.path).resolve().is_relative_to(images.root.resolve()):
+        raise UsageError(
+            f"OUTPUT {config.output} is inside IMAGE_FOLDER, and would become a class: use another folder."
+        )
     check_output(folder, shards)
     counts = f"{len(images.train):,} training and {len(images.test):,} test files"
     print(f"Images:  {counts}, {len(images.class_names)} classes")
@@ -121,6 +132,7 @@ def prepare(config: PrepareConfig) -> int:
     print(f"Output:  {folder}, {len(shards)} files", flush=True)
     settings = Settings(images.root, images.class_names, config.image_size)
     try:
+        delete_outdated(folder, shards, settings)
         written = write(output, shards, settings, config.processes)
         report_broken(folder, written)
         require_images(folder, written)

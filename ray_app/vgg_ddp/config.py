@@ -159,6 +159,8 @@ class TrainConfig:
         self._expect("image_size", self.image_size >= 32, "at least 32 pixels, since VGG11 halves images five times")
         for name in ("augment_shift", "cutout"):
             self._expect(name, getattr(recipe, name) < self.image_size, "less than --image-size")
+        for name in ("image_column", "label_column"):
+            self._expect(name, getattr(self, name) != "", "the name of a column")
         for name in ("run_name", "resume"):
             value = getattr(self, name)
             valid = value is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value)

@@ -84,6 +84,10 @@ LAYOUTS = (
     ),
     Layout("Hive: `train/label=0/part-0.parquet`", in_hive("train", "test")),
     Layout("Hive: shards in each partition", in_hive("train", "test", "part-00000-of-00001")),
+    Layout(
+        "`train/a.parquet`, `train/more/b.parquet`",
+        placed(["train/a.parquet", "train/more/b.parquet"], ["test/a.parquet"]),
+    ),
     Layout("Hive: `split=train/label=0/part-0.parquet`", in_hive("split=train", "split=test")),
     Layout("`train_0.parquet`, `train_1.parquet`", placed(["train_0.parquet", "train_1.parquet"], ["test_0.parquet"])),
     Layout(
@@ -159,6 +163,11 @@ LAYOUTS = (
         both(lambda made: made.set_column(0, "image", pa.array([{"path": row} for row in range(len(made))]))),
         "column image of FOLDER/train.parquet has type struct<path: int64>: expected binary, or a struct with a field "
         "bytes (binary) or path (string).",
+    ),
+    Layout(
+        "Hive: `train/label=1e9/part-0.parquet`",
+        {"train/label=1e9/part-0.parquet": table(TRAIN).drop_columns(["label"]), "test.parquet": table(TEST)},
+        "FOLDER/train/label=1e9/part-0.parquet: label=1e9 in its path is not a label: expected 0, 1, 2, and so on.",
     ),
     Layout("labels as `int8`", relabeled(pa.int8())),
     Layout("labels as `uint64`", relabeled(pa.uint64())),

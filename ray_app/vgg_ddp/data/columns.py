@@ -1,5 +1,6 @@
 """Choose the columns of images and labels in a Parquet file, and convert their values to plain Python and numpy."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -129,12 +130,9 @@ def _may_hold_labels(kind: pa.DataType) -> bool:
 
 
 def _constant(name: str, value: str, file: str) -> int:
-    try:
-        return int(value)
-    except ValueError:
-        raise UsageError(
-            f"{file}: {name}={value} in its path is not an integer: expected 0, 1, 2, and so on."
-        ) from None
+    if not re.fullmatch(r"-?\d{1,18}", value, re.ASCII):
+        raise UsageError(f"{file}: {name}={value} in its path is not a label: expected 0, 1, 2, and so on.")
+    return int(value)
 
 
 @dataclass(frozen=True)
@@ -152,9 +150,13 @@ def image_cells(column: pa.Array) -> Cells:
         return Cells(column.to_pylist(), [None] * len(column))
     # Unlike `field`, this applies the offset and the validity of the struct.
     fields = dict(zip((field.name for field in column.type), column.flatten(), strict=True))
-    cells = {name: _decoded(fields[name]).to_pylist() for name in ("bytes", "path") if name in fields}
-    nothing = [None] * len(column)
-    return Cells(cells.get("bytes", nothing), cells.get("path", nothing))
+    encoded: list[bytes | None] = [None] * len(column)
+    paths: list[str | None] = [None] * len(column)
+    if "bytes" in fields:
+        encoded = _decoded(fields["bytes"]).to_pylist()
+    if "path" in fields and None in encoded:
+        paths = _decoded(fields["path"]).to_pylist()
+    return Cells(encoded, paths)
 
 
 def label_values(column: pa.Array, file: str, first_row: int) -> npt.NDArray[np.int64]:

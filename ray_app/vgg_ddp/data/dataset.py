@@ -96,13 +96,15 @@ def choose_test_split(source: Source) -> SplitFiles | None:
 
 def _has_labels(source: Source, split: SplitFiles) -> bool:
     assert source.layout is not None
+    is_empty = True
     for name in split.files:
         with open_file(source.layout.folder, name, source.columns) as parquet:
-            for row_group, rows in enumerate(parquet.row_groups):
-                if rows:
-                    # One row group is enough: labels are withheld for a whole split.
-                    return bool((parquet.labels(row_group) != UNLABELED).any())
-    return True
+            labels = (parquet.labels(row_group) for row_group in range(len(parquet.row_groups)))
+            if any((of_group != UNLABELED).any() for of_group in labels):
+                return True
+            is_empty = is_empty and not sum(parquet.row_groups)
+    # That an empty split is not allowed is reported when it is read.
+    return is_empty
 
 
 def name_classes(highest: int, num_images: int, location: str) -> tuple[str, ...]:
@@ -111,6 +113,8 @@ def name_classes(highest: int, num_images: int, location: str) -> tuple[str, ...
     Raises:
         UsageError: if the highest label is too high for the number of images.
     """
+    if highest < 0:
+        raise UsageError(f"the training split of {location} has no labels: expected labels 0, 1, 2, and so on.")
     if highest >= num_images:
         raise UsageError(
             f"label {highest} in {location} is out of range: with {num_images} training images, expected labels 0, 1, "

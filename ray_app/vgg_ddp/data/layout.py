@@ -1,5 +1,6 @@
 """Find the Parquet files of each split in a folder, laid out by prepare.py, the Hugging Face hub, Hive, or Spark."""
 
+import os
 import posixpath
 import re
 import shlex
@@ -119,7 +120,11 @@ def _layout(folder: Folder, location: str, prefix: str, entries: list[fs.FileInf
 
 def _split(folder: Folder, location: str, prefix: str, entries: list[fs.FileInfo], name: str) -> SplitFiles | None:
     """A split by its name, in any case: its files, or the files in its folder; None if there is neither."""
-    files = [info.base_name for info in entries if info.type != DIRECTORY and is_file_of(info.base_name, name)]
+    found_files = [info for info in entries if info.type != DIRECTORY and is_file_of(info.base_name, name)]
+    for info in found_files:
+        if info.type != fs.FileType.File:
+            raise UsageError(f"--data {location} has {prefix}{info.base_name}, which is not a regular file.")
+    files = [info.base_name for info in found_files]
     folder_names = (name, f"{name}.parquet", f"split={name}")
     folders = [info.base_name for info in entries if info.type == DIRECTORY and info.base_name.lower() in folder_names]
     inside = {sub: tuple(_files_below(folder, f"{prefix}{sub}")) for sub in folders}
@@ -145,12 +150,16 @@ def _resembles_split(info: fs.FileInfo) -> bool:
 
 
 def _files_below(folder: Folder, name: str) -> list[str]:
-    """The Parquet files in a split's folder, and in the folders of its partitions (Hive's label=0)."""
+    """The Parquet files in a split's folder and below, as in Hive's partitions (label=0); none among image files."""
+    entries = _entries(folder / name)
+    names = [info.base_name for info in entries]
+    if not any(name.lower().endswith(".parquet") or "=" in name for name in names):
+        return []
     files = []
-    for info in _entries(folder / name):
+    for info in entries:
         path = f"{name}/{info.base_name}"
         if info.type == DIRECTORY:
-            files += _files_below(folder, path) if "=" in info.base_name else []
+            files += _files_below(folder, path)
         elif info.base_name.lower().endswith(".parquet"):
             files.append(path)
     return files
@@ -226,7 +235,10 @@ def _what_is_there(folder: Folder, location: str, entries: list[fs.FileInfo]) ->
         return f"it contains CIFAR-10; {then}use --data cifar10 --data-dir {path}"
     if _has_images(folder, entries):
         return f"it contains images; {then}convert them with: python ray_app/prepare.py {path} OUTPUT"
-    return f"it contains {first_names(names, NAMES_SHOWN)}. Expected {EXPECTED}"
+    # pyarrow does not list broken links.
+    links = os.scandir(folder.path) if folder.is_local else ()
+    broken = sorted(f"{link.name} (a broken link)" for link in links if link.is_symlink() and not os.path.exists(link))
+    return f"it contains {first_names([*broken, *names], NAMES_SHOWN)}. Expected {EXPECTED}"
 
 
 def _has_images(folder: Folder, entries: list[fs.FileInfo], depth: int = 2) -> bool:

@@ -1,7 +1,9 @@
 """Read images and labels from Parquet files."""
 
 import json
+import os
 import posixpath
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -101,7 +103,9 @@ class ParquetImages:
         """Class names from the metadata that the Hugging Face `datasets` library writes; None if missing."""
         try:
             features = json.loads((self.file.schema_arrow.metadata or {})[b"huggingface"])["info"]["features"]
-            return tuple(str(name) for name in features[self.columns.label]["names"]) or None
+            names = features[self.columns.label]["names"]
+            is_valid = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+            return tuple(names) or None if is_valid else None
         except (KeyError, TypeError, ValueError):
             return None
 
@@ -114,7 +118,11 @@ class ParquetImages:
         is_absolute = posixpath.isabs(path)
         if is_absolute and not self.folder.is_local:
             raise OSError("it is not in the storage of the data")
-        return self.folder.read(path if is_absolute else posixpath.join(posixpath.dirname(self.name), path))
+        name = path if is_absolute else posixpath.join(posixpath.dirname(self.name), path)
+        if self.folder.is_local and self.folder.exists(name) and not os.path.isfile((self.folder / name).path):
+            # Reading a pipe, for example, would never end.
+            raise OSError("it is not a regular file")
+        return self.folder.read(name)
 
 
 @contextmanager
@@ -129,7 +137,7 @@ def open_file(folder: Folder, name: str, wanted: ColumnNames) -> Iterator[Parque
         with folder.filesystem.open_input_file((folder / name).path) as stream:
             file = pq.ParquetFile(stream)
             yield ParquetImages(folder, name, file, choose_columns(file.schema_arrow, wanted, partitions(name), path))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
 
 
@@ -187,7 +195,8 @@ def merge_class_names(found: Mapping[str, tuple[str, ...] | None], location: str
     if not named:
         return None
     place, names = named[0]
-    if repeated := next((name for label, name in enumerate(names) if name in names[:label]), None):
+    if len(set(names)) < len(names):
+        repeated = next(name for name, count in Counter(names).items() if count > 1)
         raise UsageError(f"{place} in {location} has two classes named {repeated}: class names must differ.")
     return names
 
@@ -226,7 +235,7 @@ def _content(parquet: ParquetImages, rows: Rows, cells: Cells, index: int) -> by
         return encoded or b""
     try:
         return parquet.read_linked(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = "it does not exist" if isinstance(error, FileNotFoundError) else str(error)
         raise UsageError(
             f"row {rows.first + index} of {parquet.name} has only the path of an image, {path}, which cannot be read: "

@@ -147,7 +147,9 @@ def _decode_examples(
     Raises:
         UsageError: naming the file and row that is invalid.
     """
-    count = min(EXAMPLES, EXAMPLE_BYTES // (image_size**2 * 3))
+    count = max(1, min(EXAMPLES, EXAMPLE_BYTES // (image_size**2 * 3)))
+    if len(groups) > count:
+        groups = [groups[index * len(groups) // count] for index in range(count)]
     per_group = -(-count // len(groups))
     step = max(1, len(groups) * min(per_group, min(group.rows for group in groups)) // count)
     ranges = [RowRange(group, 0, min(per_group, group.rows)) for group in groups[::step]]

@@ -47,7 +47,7 @@ def read_run(location: str, storage_path: str) -> FinishedEpochs:
     try:
         folder = Folder.at(location) if "/" in location else Folder.at(storage_path) / location
         config, chosen, rows = read_config(folder), read_chosen(folder), read_metrics(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{location} cannot be read: {error}") from error
     if config is None:
         raise UsageError(f"{location}: no run at {folder}.")
@@ -95,7 +95,8 @@ def format_differences(runs: Sequence[FinishedEpochs]) -> str:
     differing = {
         flag(name): values
         for name, values in settings.items()
-        if len(set(values)) > 1 and CHOICE_OF.get(name) not in known
+        # A damaged file may have lists as values.
+        if len(set(map(repr, values))) > 1 and CHOICE_OF.get(name) not in known
     }
     return "\n".join(
         f"  {name:<20} " + "  ".join(f"{run.name}: {value}" for run, value in zip(runs, values, strict=True))

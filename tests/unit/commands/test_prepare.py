@@ -21,6 +21,7 @@ from support.command import PREPARE, wait_until
 from vgg_ddp.data.dataset import load_dataset, load_split
 from vgg_ddp.data.decode import decode_image
 from vgg_ddp.data.source import SplitName, find_source
+from vgg_ddp.flags import UsageError
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -207,6 +208,28 @@ def test_changed_image_is_updated_and_other_shards_are_untouched(folder: Path, t
     assert sum(before[name] != after[name] for name in before) == 1
 
 
+def test_interrupted_conversion_of_changed_images_leaves_no_mixture(folder: Path, tmp_path: Path) -> None:
+    flags = (folder, tmp_path / "out", "--images-per-shard", 10, "--processes", 1)
+    assert run(*flags).returncode == 0
+    for file in (folder / "ant").iterdir():
+        file.rename(file.with_stem(f"new {file.stem}"))
+    command = [sys.executable, "-u", str(PREPARE), *map(str, flags)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        next(line for line in process.stdout if line.startswith("1/"))
+        process.kill()
+        process.communicate(timeout=100)
+    # All of the old shards are gone, so the rest is incomplete, or all new ones were already written.
+    tables = [pq.read_table(file) for file in (tmp_path / "out").glob("*.parquet")]
+    assert all((folder / row["image"]["path"]).exists() for table in tables for row in table.to_pylist())
+    if len(tables) < 7:
+        with pytest.raises(UsageError, match=r"is incomplete: |but no test or validation split"):
+            find_source(str(tmp_path / "out"), "unused")
+    assert run(*flags).returncode == 0
+    stored = load_dataset(find_source(str(tmp_path / "out"), "unused"), 32)
+    assert stored.num_train + stored.num_test == 60
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -218,6 +241,9 @@ def test_changed_image_is_updated_and_other_shards_are_untouched(folder: Path, t
         (["images", "plain"], "contains test.parquet, made from other images"),
         (["images", "upper"], "contains Training_0.parquet, made from other images"),
         (["images", "other"], "contains train-00000-of-00002.parquet, made from other images"),
+        (["images", "foreign"], "contains train-00000-of-00001.parquet, which prepare.py did not write or which is"),
+        (["images", "images/out"], "OUTPUT images/out is inside IMAGE_FOLDER, and would become a class"),
+        (["images", "o\udcfe"], "cannot be used: "),
     ],
 )
 def test_invalid_input_is_reported_in_one_line(
@@ -225,6 +251,7 @@ def test_invalid_input_is_reported_in_one_line(
 ) -> None:
     monkeypatch.chdir(folder.parent)
     for file in (
+        "foreign/train-00000-of-00001.parquet",
         "full/train-1.parquet",
         "plain/test.parquet",
         "upper/Training_0.parquet",

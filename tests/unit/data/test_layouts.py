@@ -1,12 +1,15 @@
 """Folders of Parquet files as people have them: each is used or refused, in memory and streamed alike."""
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from support.odd_layouts import LAYOUTS, Layout, documentation
-from support.parquet_tables import png, write_linked
+from support.parquet_tables import png, table, write_linked
 from vgg_ddp.data.columns import ColumnNames
 from vgg_ddp.data.dataset import Dataset, load_dataset
 from vgg_ddp.data.decode import decode_image
@@ -91,6 +94,69 @@ def test_unused_incomplete_split_does_not_matter_but_a_used_one_does(tmp_path: P
 def test_column_flags_apply_only_to_parquet_files() -> None:
     with pytest.raises(UsageError, match="--data sample: --image-column and --label-column apply only to"):
         find_source("sample", "", ColumnNames(image="photo"))
+
+
+def test_labels_withheld_in_some_row_groups_only_are_reported(tmp_path: Path) -> None:
+    for name, labels in (("first", [-1, -1, 0, 1]), ("last", [0, 1, -1, -1])):
+        files = LAYOUTS[0].files | {"test.parquet": table(4, labels=labels)}
+        Layout(name, files, options={"row_group_size": 2}).write(tmp_path / name)
+        for read in (load_dataset, open_stream):
+            with pytest.raises(UsageError, match=r"label -1 .* is out of range: expected 0 to 3"):
+                read(find_source(str(tmp_path / name), ""), 32)
+
+
+def test_training_split_without_labels_is_refused(tmp_path: Path) -> None:
+    files = {f"{split}.parquet": table(4, labels=[-1] * 4, names=None) for split in ("train", "test")}
+    Layout("", files).write(tmp_path)
+    for read in (load_dataset, open_stream):
+        with pytest.raises(UsageError, match=r"the training split of .* has no labels"):
+            read(find_source(str(tmp_path), ""), 32)
+
+
+def test_paths_are_not_read_if_there_are_images(tmp_path: Path) -> None:
+    """Some writers store file names that are not UTF-8."""
+
+    def odd_paths(made: pa.Table) -> pa.Table:
+        content = pa.array([cell["bytes"] for cell in made["image"].to_pylist()])
+        paths = pa.array([b"\xff"] * len(made)).view(pa.string())
+        return made.set_column(0, "image", pa.StructArray.from_arrays([content, paths], ["bytes", "path"]))
+
+    Layout("", {name: odd_paths(made) for name, made in LAYOUTS[0].files.items()}).write(tmp_path)
+    require_right_images(load_dataset(find_source(str(tmp_path), ""), 32))
+
+
+@pytest.mark.parametrize("names", [{"0": "x", "1": "y"}, "abcd", ["a", None, "c", "d"], ["", "b", "c", "d"]])
+def test_invalid_class_names_in_the_metadata_are_ignored(names: object, tmp_path: Path) -> None:
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": {"names": names}}}})}
+    Layout("", {name: made.replace_schema_metadata(metadata) for name, made in LAYOUTS[0].files.items()}).write(
+        tmp_path
+    )
+    assert load_dataset(find_source(str(tmp_path), ""), 32).class_names == ("0", "1", "2", "3")
+
+
+@pytest.mark.parametrize("kind", ["broken link", "pipe"])
+def test_file_that_cannot_be_read_is_named(kind: str, tmp_path: Path) -> None:
+    LAYOUTS[0].write(tmp_path)
+    (tmp_path / "train.parquet").unlink()
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "train.parquet")
+    else:
+        (tmp_path / "train.parquet").symlink_to("nowhere")
+    expected = {
+        "broken link": r"it contains train.parquet \(a broken link\), test.parquet",
+        "pipe": "has train.parquet, which is not a regular file",
+    }
+    with pytest.raises(UsageError, match=expected[kind]):
+        find_source(str(tmp_path), "")
+
+
+def test_linked_pipe_is_refused(tmp_path: Path) -> None:
+    linked = next(layout for layout in LAYOUTS if layout.prepare is write_linked)
+    linked.write(tmp_path)
+    (tmp_path / "img/8-3.png").unlink()
+    os.mkfifo(tmp_path / "img/8-3.png")
+    with pytest.raises(UsageError, match=r"img/8-3.png, which cannot be read: it is not a regular file"):
+        load_dataset(find_source(str(tmp_path), ""), 32)
 
 
 def test_documentation_lists_the_layouts() -> None:

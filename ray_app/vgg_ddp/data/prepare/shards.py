@@ -99,9 +99,21 @@ def _exit_with_parent() -> None:
         library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
+def delete_outdated(folder: Folder, shards: Sequence[Shard], settings: Settings) -> None:
+    """Delete the shards that will be written again: if that is interrupted, the rest must not look complete.
+
+    Raises:
+        OSError: if this fails.
+    """
+    for shard in shards:
+        note = read_note(folder, shard.name)
+        if note and note["source"] != _source(shard, settings):
+            folder.delete(shard.name)
+
+
 def _write_shard(output: str, shard: Shard, settings: Settings) -> Written:
     folder, source = Folder.at(output), _source(shard, settings)
-    written = _read_note(folder, shard.name)
+    written = read_note(folder, shard.name)
     if written and written["source"] == source:
         return Written(shard.name, written["images"], [tuple(pair) for pair in written["broken"]], was_skipped=True)
     images, labels, broken = [], [], []
@@ -145,14 +157,15 @@ def _read(path: Path) -> bytes:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _read_note(folder: Folder, name: str) -> dict[str, Any] | None:
+def read_note(folder: Folder, name: str) -> dict[str, Any] | None:
     """Our metadata of a shard; None if the shard is missing or was written by something else."""
     try:
         with folder.filesystem.open_input_file((folder / name).path) as file:
             note: dict[str, Any] = json.loads((pq.read_schema(file).metadata or {})[METADATA_KEY])
-    except (FileNotFoundError, KeyError, pa.ArrowInvalid):
+        return note if "source" in note else None
+    except (OSError, KeyError, TypeError, ValueError):
+        # ArrowInvalid is a ValueError.
         return None
-    return note
 
 
 def _source(shard: Shard, settings: Settings) -> str:
