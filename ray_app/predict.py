@@ -94,15 +94,14 @@ def one_line(text: str) -> str:
 def evaluate(classifier: "Classifier", config: PredictConfig) -> None:
     """Print the accuracy on a split."""
     from vgg_ddp.data.columns import ColumnNames
-    from vgg_ddp.data.dataset import choose_test_split, load_split
+    from vgg_ddp.data.dataset import load_split
     from vgg_ddp.data.source import find_source
 
     assert config.data is not None
     columns = ColumnNames(config.image_column, config.label_column)
     source = find_source(config.data, config.data_dir, columns)
-    test_split = choose_test_split(source) if config.split == "test" else None
-    split, names = load_split(source, config.split, classifier.image_size, test_split)
-    split_name = test_split.name if test_split else config.split
+    split, names = load_split(source, config.split, classifier.image_size)
+    split_name = source.test_name if config.split == "test" else config.split
     check_classes(classifier, split.labels, names, config)
     for tta in (False, True)[: 1 + config.tta]:
         predicted = classifier.probabilities(split.images, tta).argmax(dim=1).numpy()

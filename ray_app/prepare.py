@@ -13,7 +13,7 @@ import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 # With PYTHONSAFEPATH, Python does not search the script's folder.
 if sys.flags.safe_path:
@@ -68,10 +68,10 @@ class PrepareConfig:
                 raise UsageError(f"{flag(name)} {value}: expected a positive number.")
 
 
-def check_output(folder: "Folder", shards: "list[Shard]") -> None:
+def check_output(folder: "Folder", shards: "list[Shard]") -> dict[str, dict[str, Any]]:
     """Check that the output folder has no Parquet files of other images, which would become part of the data.
 
-    Deletes partial files that a killed command left behind.
+    Deletes partial files that a killed command left behind. Returns the notes of the shards that exist.
 
     Raises:
         UsageError: if there are such files, or the folder cannot be read.
@@ -90,16 +90,20 @@ def check_output(folder: "Folder", shards: "list[Shard]") -> None:
         raise UsageError(f"{folder} cannot be used: {error}") from error
     others = [name for name in names if name not in expected]
     foreign = [name for name in others if any(is_file_of(name, split) for split in (*TRAIN_NAMES, *TEST_NAMES))]
+    notes: dict[str, dict[str, Any]] = {}
     for name in expected.intersection(names):
-        if read_note(folder, name) is None:
+        note = read_note(folder, name)
+        if note is None:
             raise UsageError(
                 f"{folder} contains {name}, which prepare.py did not write or which is damaged: delete it."
             )
+        notes[name] = note
     if foreign:
         raise UsageError(
             f"{folder} contains {foreign[0]}, made from other images or with another --images-per-shard: delete "
             f"{'it' if len(foreign) == 1 else f'the {len(foreign)} files of this kind'} or use an empty folder."
         )
+    return notes
 
 
 def prepare(config: PrepareConfig) -> int:
@@ -124,7 +128,7 @@ def prepare(config: PrepareConfig) -> int:
         raise UsageError(
             f"OUTPUT {config.output} is inside IMAGE_FOLDER, and would become a class: use another folder."
         )
-    check_output(folder, shards)
+    notes = check_output(folder, shards)
     counts = f"{len(images.train):,} training and {len(images.test):,} test files"
     print(f"Images:  {counts}, {len(images.class_names)} classes")
     for note in images.notes:
@@ -132,7 +136,7 @@ def prepare(config: PrepareConfig) -> int:
     print(f"Output:  {folder}, {len(shards)} files", flush=True)
     settings = Settings(images.root, images.class_names, config.image_size)
     try:
-        delete_outdated(folder, shards, settings)
+        delete_outdated(folder, shards, settings, notes)
         written = write(output, shards, settings, config.processes)
         report_broken(folder, written)
         require_images(folder, written)

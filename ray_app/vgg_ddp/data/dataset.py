@@ -7,8 +7,7 @@ import numpy.typing as npt
 
 from vgg_ddp.data.columns import UNLABELED
 from vgg_ddp.data.contrast import note_missing_contrast
-from vgg_ddp.data.layout import SplitFiles, require_all_shards
-from vgg_ddp.data.parquet import merge_class_names, open_file, read_files
+from vgg_ddp.data.parquet import merge_class_names, read_files
 from vgg_ddp.data.source import CIFAR10_CLASSES, Source, SplitName
 from vgg_ddp.flags import UsageError
 
@@ -60,11 +59,10 @@ def load_dataset(source: Source, image_size: int) -> Dataset:
         UsageError: naming the file and row that is invalid.
     """
     train, names = load_split(source, "train", image_size)
-    test_split = choose_test_split(source)
-    if source.layout and test_split is None:
+    if source.test_name is None:
         test, test_names = Split(train.images[:0], train.labels[:0]), None
     else:
-        test, test_names = load_split(source, "test", image_size, test_split)
+        test, test_names = load_split(source, "test", image_size)
     names = merge_class_names({"the training split": names, "the test split": test_names}, source.location)
     names = names or name_classes(int(train.labels.max()), len(train), source.location)
     for split_name, split in (("train", train), ("test", test)):
@@ -76,35 +74,7 @@ def load_dataset(source: Source, image_size: int) -> Dataset:
             )
     note_missing_contrast(train.images, source.name)
     mean, std = channel_statistics(train.images)
-    test_name = test_split.name if test_split else None if source.layout else "test"
-    return Dataset(source.name, train, test, names, mean, std, test_name)
-
-
-def choose_test_split(source: Source) -> SplitFiles | None:
-    """The first test split that has labels; None if the labels of all are withheld, and for CIFAR-10.
-
-    Raises:
-        UsageError: if a file cannot be read, or is missing.
-    """
-    if source.layout is None:
-        return None
-    split = next((split for split in source.layout.tests if _has_labels(source, split)), None)
-    if split:
-        require_all_shards(source.location, split.files)
-    return split
-
-
-def _has_labels(source: Source, split: SplitFiles) -> bool:
-    assert source.layout is not None
-    is_empty = True
-    for name in split.files:
-        with open_file(source.layout.folder, name, source.columns) as parquet:
-            labels = (parquet.labels(row_group) for row_group in range(len(parquet.row_groups)))
-            if any((of_group != UNLABELED).any() for of_group in labels):
-                return True
-            is_empty = is_empty and not sum(parquet.row_groups)
-    # That an empty split is not allowed is reported when it is read.
-    return is_empty
+    return Dataset(source.name, train, test, names, mean, std, source.test_name)
 
 
 def name_classes(highest: int, num_images: int, location: str) -> tuple[str, ...]:
@@ -123,19 +93,15 @@ def name_classes(highest: int, num_images: int, location: str) -> tuple[str, ...
     return tuple(str(label) for label in range(highest + 1))
 
 
-def load_split(
-    source: Source, split: SplitName, image_size: int, test_split: SplitFiles | None = None
-) -> tuple[Split, tuple[str, ...] | None]:
+def load_split(source: Source, split: SplitName, image_size: int) -> tuple[Split, tuple[str, ...] | None]:
     """Decode one split; also return the class names, or None if the source has none.
-
-    `test_split` is the result of `choose_test_split`, if it is known.
 
     Raises:
         UsageError: naming the file and row that is invalid.
     """
     if source.layout is None:
         return _load_cifar10(source, split, image_size)
-    chosen = source.layout.train if split == "train" else test_split or choose_test_split(source)
+    chosen = source.layout.train if split == "train" else source.test_split
     if chosen is None:
         raise UsageError(f"the test split of {source.location} has no labels (all are {UNLABELED}).")
     images, labels, names = read_files(source.layout.folder, chosen.files, source.columns, image_size)

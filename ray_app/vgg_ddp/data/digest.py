@@ -3,7 +3,6 @@
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 
-from vgg_ddp.data.dataset import choose_test_split
 from vgg_ddp.data.layout import partitions
 from vgg_ddp.data.parquet import PARALLEL_READS
 from vgg_ddp.data.source import Source
@@ -27,7 +26,7 @@ def data_digest(source: Source) -> str:
     if source.layout is None:
         # torchvision verifies the checksums of these files.
         return "cifar10"
-    folder, splits = source.layout.folder, filter(None, (source.layout.train, choose_test_split(source)))
+    folder, splits = source.layout.folder, filter(None, (source.layout.train, source.test_split))
     files = [(split.name, file) for split in splits for file in split.files]
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
         digests = list(pool.map(lambda file: _file_digest(folder, file), (file for _, file in files)))

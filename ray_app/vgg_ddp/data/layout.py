@@ -40,13 +40,11 @@ class Layout:
     """The files of a data set.
 
     Attributes:
-        location: the folder as the user gave it, for messages.
         tests: splits to test on, best first; the next one is used if one has no labels.
         ignored: Parquet files that belong to no split, although their names resemble those of a split.
     """
 
     folder: Folder
-    location: str
     train: SplitFiles
     tests: tuple[SplitFiles, ...]
     ignored: tuple[str, ...] = ()
@@ -115,7 +113,7 @@ def _layout(folder: Folder, location: str, prefix: str, entries: list[fs.FileInf
         )
     used = {file for split in (*trains, *tests) for file in split.files}
     resembling = (f"{prefix}{info.base_name}" for info in entries if _resembles_split(info))
-    return Layout(folder, location, trains[0], tests, tuple(name for name in resembling if name not in used))
+    return Layout(folder, trains[0], tests, tuple(name for name in resembling if name not in used))
 
 
 def _split(folder: Folder, location: str, prefix: str, entries: list[fs.FileInfo], name: str) -> SplitFiles | None:

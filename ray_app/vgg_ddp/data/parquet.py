@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vgg_ddp.data.columns import Cells, ColumnNames, Columns, choose_columns, image_cells, label_values
+from vgg_ddp.data.columns import UNLABELED, Cells, ColumnNames, Columns, choose_columns, image_cells, label_values
 from vgg_ddp.data.decode import decode_image
-from vgg_ddp.data.layout import partitions
+from vgg_ddp.data.layout import SplitFiles, partitions
 from vgg_ddp.flags import UsageError
 from vgg_ddp.machine.limits import usable_cores
 from vgg_ddp.run.storage import Folder
@@ -156,6 +156,23 @@ def scan_files(
 
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
         return list(pool.map(scan_file, names))
+
+
+def has_labels(folder: Folder, split: SplitFiles, wanted: ColumnNames) -> bool:
+    """Whether a split has a label that is not withheld.
+
+    Raises:
+        UsageError: naming the file that cannot be read.
+    """
+    is_empty = True
+    for name in split.files:
+        with open_file(folder, name, wanted) as parquet:
+            labels = (parquet.labels(row_group) for row_group in range(len(parquet.row_groups)))
+            if any((of_group != UNLABELED).any() for of_group in labels):
+                return True
+            is_empty = is_empty and not sum(parquet.row_groups)
+    # That an empty split is not allowed is reported when it is read.
+    return is_empty
 
 
 def read_files(

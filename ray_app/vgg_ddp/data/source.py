@@ -9,12 +9,14 @@ import os
 import threading
 import urllib.request
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from vgg_ddp.config import DATA_NAMES
 from vgg_ddp.data.columns import BY_NAME, ColumnNames
-from vgg_ddp.data.layout import Layout, find_layout
+from vgg_ddp.data.layout import Layout, SplitFiles, find_layout, require_all_shards
+from vgg_ddp.data.parquet import has_labels
 from vgg_ddp.flags import UsageError
 from vgg_ddp.machine import torchrun
 from vgg_ddp.run.storage import absolute
@@ -48,6 +50,28 @@ class Source:
     @property
     def kind(self) -> Literal["cifar10", "parquet"]:
         return "parquet" if self.layout else "cifar10"
+
+    @cached_property
+    def test_split(self) -> SplitFiles | None:
+        """The first test split that has labels; None if the labels of all are withheld, and for CIFAR-10.
+
+        Raises:
+            UsageError: if a file cannot be read, or is missing.
+        """
+        if self.layout is None:
+            return None
+        folder = self.layout.folder
+        split = next((split for split in self.layout.tests if has_labels(folder, split, self.columns)), None)
+        if split:
+            require_all_shards(self.location, split.files)
+        return split
+
+    @property
+    def test_name(self) -> str | None:
+        """Name of the split to test on; None if no test split has labels."""
+        if self.layout is None:
+            return "test"
+        return self.test_split.name if self.test_split else None
 
 
 def find_source(data: str, data_dir: str, columns: ColumnNames = BY_NAME) -> Source:

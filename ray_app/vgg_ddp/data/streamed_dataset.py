@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vgg_ddp.data.columns import BY_NAME, ColumnNames
 from vgg_ddp.data.contrast import note_missing_contrast
-from vgg_ddp.data.dataset import channel_statistics, choose_test_split, name_classes
+from vgg_ddp.data.dataset import channel_statistics, name_classes
 from vgg_ddp.data.layout import SplitFiles
 from vgg_ddp.data.parquet import ParquetImages, decode_images, merge_class_names, open_file, scan_files
 from vgg_ddp.data.source import Source
@@ -92,9 +92,7 @@ def open_stream(source: Source, image_size: int) -> StreamedDataset:
     assert source.layout is not None
     folder = source.layout.folder
     train, names = _scan_split(source, source.layout.train)
-    test_split = choose_test_split(source)
-    test, test_names = _scan_split(source, test_split) if test_split else ([], None)
-    test_name = test_split.name if test_split else None
+    test, test_names = _scan_split(source, source.test_split) if source.test_split else ([], None)
     names = merge_class_names({"the training split": names, "the test split": test_names}, source.location)
     highest, num_train = max(high for _, _, high in train), sum(group.rows for group, _, _ in train)
     names = source.class_names or names or name_classes(highest, num_train, source.location)
@@ -109,7 +107,7 @@ def open_stream(source: Source, image_size: int) -> StreamedDataset:
     note_missing_contrast(examples, source.name)
     mean, std = channel_statistics(examples)
     return StreamedDataset(
-        source.name, folder, train_groups, test_groups, image_size, names, mean, std, test_name, source.columns
+        source.name, folder, train_groups, test_groups, image_size, names, mean, std, source.test_name, source.columns
     )
 
 

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.data.dataset import choose_test_split, load_dataset
+from vgg_ddp.data.dataset import load_dataset
 from vgg_ddp.data.digest import data_digest
 from vgg_ddp.data.parquet import scan_files
 from vgg_ddp.data.source import CIFAR10_IMAGES, Source
@@ -73,7 +73,7 @@ def decoded_bytes(source: Source, image_size: int) -> int:
     bytes_each = image_size**2 * 3
     if source.layout is None:
         return CIFAR10_IMAGES * bytes_each
-    splits = filter(None, (source.layout.train, choose_test_split(source)))
+    splits = filter(None, (source.layout.train, source.test_split))
     files = [file for split in splits for file in split.files]
     rows = scan_files(source.layout.folder, files, source.columns, lambda parquet: sum(parquet.row_groups))
     return sum(rows) * bytes_each

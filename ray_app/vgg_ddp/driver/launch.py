@@ -88,7 +88,7 @@ def _find_data(run: Run) -> Source:
     try:
         return find_source(config.data, config.data_dir, ColumnNames(config.image_column, config.label_column))
     except MissingFolderError as error:
-        if not run.knows_images():
+        if run.recorded_images() is None:
             raise
         raise UsageError(f"{error} If the data was moved, add --data with its new location.") from error
 

@@ -32,7 +32,7 @@ SECONDS_BEFORE_NOTE = 120.0
 class Follower:
     """Polls a run's folder in a thread and prints new results; works wherever the workers are.
 
-    The run does not depend on it: what fails is printed once, and the rest goes on.
+    The run does not depend on it: each kind of failure is printed once, and everything else continues.
     """
 
     def __init__(self, run: Run, started_at: float) -> None:

@@ -1,4 +1,4 @@
-"""Go on without what a run can do without: print a NOTE that says what failed and why."""
+"""Continue without the optional parts of a run: print a NOTE that says what failed and why."""
 
 import functools
 import sys

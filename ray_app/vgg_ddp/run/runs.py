@@ -46,9 +46,9 @@ class Run:
     def has_checkpoint(self) -> bool:
         return self.exists and any(map(is_checkpoint, self.folder.names()))
 
-    def knows_images(self) -> bool:
-        """Whether the run exists and recorded the digest of its images, so that they may move."""
-        return self.exists and DIGEST in read_chosen(self.folder)
+    def recorded_images(self) -> str | None:
+        """The digest of the images that the run was trained on, if it exists and recorded it: then they may move."""
+        return read_chosen(self.folder).get(DIGEST) if self.exists else None
 
     def require_same_images(self, digest: str) -> None:
         """Check that a run to resume was trained on images of this digest.
@@ -56,7 +56,7 @@ class Run:
         Raises:
             UsageError: if it was trained on others.
         """
-        if self.knows_images() and read_chosen(self.folder)[DIGEST] != digest:
+        if self.recorded_images() not in (None, digest):
             raise UsageError(
                 f"--data {self.config.data}: run {self.name} was trained on other images; use the data that it was "
                 "started with, or another --run-name for a new run."

@@ -5,7 +5,7 @@ import hashlib
 import json
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,15 +99,18 @@ def _exit_with_parent() -> None:
         library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def delete_outdated(folder: Folder, shards: Sequence[Shard], settings: Settings) -> None:
+def delete_outdated(
+    folder: Folder, shards: Sequence[Shard], settings: Settings, notes: Mapping[str, dict[str, Any]]
+) -> None:
     """Delete the shards that will be written again: if that is interrupted, the rest must not look complete.
+
+    `notes` has the result of `read_note` for each shard that exists.
 
     Raises:
         OSError: if this fails.
     """
     for shard in shards:
-        note = read_note(folder, shard.name)
-        if note and note["source"] != _source(shard, settings):
+        if shard.name in notes and notes[shard.name]["source"] != _source(shard, settings):
             folder.delete(shard.name)
 
 
