@@ -94,8 +94,6 @@ class TrainConfig:
     """auto: bf16 autocast if bf16 is clearly faster on this hardware, otherwise fp32."""
     gradients: Literal["fp32", "bf16"] = "fp32"
     """Precision of the gradient all-reduce. bf16 halves the traffic, for slow networks."""
-    compile: bool = False
-    """Compile the model with torch.compile; worthwhile on GPUs."""
     fast_convolutions: bool = True
     """On a CPU, use Winograd convolutions where they are faster; results differ by rounding."""
 

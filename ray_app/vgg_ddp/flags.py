@@ -38,7 +38,7 @@ def flag(name: str) -> str:
 
 
 def setting(name: str, value: object) -> str:
-    """A flag with its value, as on the command line: --batch-size 64, --compile or --no-compile."""
+    """A flag with its value, as on the command line: --batch-size 64, --profile or --no-profile."""
     if isinstance(value, bool):
         return flag(name if value else f"no_{name}")
     return f"{flag(name)} {value}"

@@ -67,7 +67,7 @@ def test_request_for_several_instances_with_coordinator_network_and_keys(tmp_pat
     flags = ["--instance-type", "ml.p4d.24xlarge", "--instance-count", 4, "--coordinator-instance-type", "ml.m5.large"]
     flags += ["--subnets", "subnet-1", "subnet-2", "--security-groups", "sg-1", "--encrypt-traffic"]
     flags += ["--kms-key", "alias/results", "--volume-kms-key", "alias/disks", "--keep-alive-seconds", 600]
-    flags += ["--data", "s3://images/cats", "--no-compile", "--num-workers", 32, "--checkpoint-uri", "s3://b/it's"]
+    flags += ["--data", "s3://images/cats", "--no-profile", "--num-workers", 32, "--checkpoint-uri", "s3://b/it's"]
     request = dry_run(tmp_path, *flags)
     groups = [
         {"InstanceGroupName": "coordinator", "InstanceType": "ml.m5.large", "InstanceCount": 1},
@@ -84,7 +84,7 @@ def test_request_for_several_instances_with_coordinator_network_and_keys(tmp_pat
     assert request["OutputDataConfig"]["KmsKeyId"] == "alias/results"
     assert channel_uris(request)["training"] == "s3://images/cats/"
     assert request["HyperParameters"] == {
-        "compile": "false",
+        "profile": "false",
         "num-workers": "32",
         # Encoded as JSON twice, so that no apostrophe reaches the container's shell.
         "storage-path": '"\\"s3://b/it\\\\u0027s\\""',

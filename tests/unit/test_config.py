@@ -154,7 +154,7 @@ def test_even_batch_is_accepted() -> None:
 
 
 def test_config_round_trips_through_a_dict() -> None:
-    config = TrainConfig(epochs=3, run_name="a", lr=0.3, compile=True)
+    config = TrainConfig(epochs=3, run_name="a", lr=0.3, profile=True)
     assert TrainConfig.from_dict(config.to_dict()) == config
 
 

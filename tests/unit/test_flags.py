@@ -37,8 +37,8 @@ def test_hyphens_and_underscores_both_work(arguments: tuple[str, ...]) -> None:
 
 
 def test_values_have_the_types_of_their_fields() -> None:
-    config = parse("--lr", "5e-2", "--compile", "--run-name", "7", "--address", "host:6379", "--device", "cpu")
-    assert config == TrainConfig(lr=0.05, compile=True, run_name="7", address="host:6379", device="cpu")
+    config = parse("--lr", "5e-2", "--profile", "--run-name", "7", "--address", "host:6379", "--device", "cpu")
+    assert config == TrainConfig(lr=0.05, profile=True, run_name="7", address="host:6379", device="cpu")
 
 
 def test_none_unsets_an_optional_value() -> None:
@@ -87,8 +87,8 @@ def test_help_shows_positional_arguments_and_defaults(capsys: pytest.CaptureFixt
 
 
 def test_flags_that_are_not_given_keep_the_saved_values() -> None:
-    saved = TrainConfig(epochs=3, lr=0.7, compile=True, run_name="a")
-    assert parse("--epochs", "9", "--no-compile", default=saved) == TrainConfig(epochs=9, lr=0.7, run_name="a")
+    saved = TrainConfig(epochs=3, lr=0.7, profile=True, run_name="a")
+    assert parse("--epochs", "9", "--no-profile", default=saved) == TrainConfig(epochs=9, lr=0.7, run_name="a")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_flags_that_are_not_given_keep_the_saved_values() -> None:
         (("--device", "tpu"), ("--device tpu", "expected one of auto, cpu, gpu")),
         (("--epoch-count", "3"), ("unknown flag --epoch-count", "Did you mean --epochs?")),
         (("--zzz", "3"), ("unknown flag --zzz", "--help")),
-        (("--compile=3",), ("--compile", "3")),
+        (("--profile=3",), ("--profile", "3")),
         (("--epoch", "3"), ("unknown flag --epoch",)),
         (("stray",), ("unexpected argument stray", "--help")),
         (("--resume", "a", "--run-name", "b"), ("--resume a", "--run-name")),

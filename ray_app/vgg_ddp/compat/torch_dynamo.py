@@ -63,8 +63,7 @@ class _Postponed:
 def no_dynamo() -> Iterator[None]:
     """DDP and optimizers that are created in this context do not import TorchDynamo, then or later.
 
-    For processes that do not compile them; they can still compile a model. Does nothing if torch's internals have
-    changed.
+    A process can still compile a model. Does nothing if torch's internals have changed.
     """
     if "torch._dynamo" not in sys.modules:
         try:

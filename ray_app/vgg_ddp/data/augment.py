@@ -36,6 +36,11 @@ class EpochPlan:
         order, flip, shift = self.order.to(device), self.flip.to(device), self.shift.to(device)
         return EpochPlan(order, flip, shift, self.cutout_position.to(device), self.cutout)
 
+    def copy_from(self, plan: "EpochPlan") -> None:
+        """Take over the values of another epoch's plan, in the same memory."""
+        for name in ("order", "flip", "shift", "cutout_position"):
+            getattr(self, name).copy_(getattr(plan, name))
+
     def of(self, numbers: Tensor) -> "EpochPlan":
         """The plan of a subset of the images, int64 (n,), in this order."""
         return EpochPlan(numbers, self.flip[numbers], self.shift[numbers], self.cutout_position[numbers], self.cutout)

@@ -45,24 +45,43 @@ def mean_pixel(mean: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 class MemoryFeed:
-    """Batches from decoded images: in GPU memory or, on a CPU, in the shared memory of Ray's object store."""
+    """Batches from decoded images: in GPU memory or, on a CPU, in the shared memory of Ray's object store.
+
+    Attributes:
+        plan: the plan of the current epoch, on the device, in the same memory during the whole run.
+        rank_part: the part of each global batch that belongs to this rank.
+    """
 
     def __init__(self, dataset: Dataset, config: TrainConfig, rank: int, world_size: int, device: torch.device) -> None:
         self.failure: str | None = None
+        self.plan: EpochPlan | None = None
         train, test = dataset.train, dataset.test
         self._train, self._train_labels = as_tensor(train.images, device), as_tensor(train.labels, device)
         self._test, self._test_labels = as_tensor(test.images, device), as_tensor(test.labels, device)
         self._config, self._device, self._fill = config, device, mean_pixel(dataset.mean, device)
         self._batch_size, self._steps = config.global_batch, len(dataset.train) // config.global_batch
-        self._rank_part = rank_range(config.global_batch, rank, world_size)
+        self.rank_part = rank_range(config.global_batch, rank, world_size)
         self._rank_test = rank_range(len(dataset.test), rank, world_size)
 
+    def start_epoch(self, epoch: int) -> None:
+        """Set `plan` to that of an epoch, in the memory of the previous one."""
+        plan = draw_plan(self._config, len(self._train), epoch)
+        if self.plan is None:
+            self.plan = plan.to(self._device)
+        else:
+            self.plan.copy_from(plan)
+
     def train_batches(self, epoch: int, first_step: int) -> Batches:
-        plan = draw_plan(self._config, len(self._train), epoch).to(self._device)
+        self.start_epoch(epoch)
+        assert self.plan is not None
         for step in range(first_step, self._steps):
             start = step * self._batch_size
-            index = plan.order[start + self._rank_part.start : start + self._rank_part.stop]
-            yield augment(self._train, index, plan, self._fill), self._train_labels[index]
+            yield self.batch(self.plan.order[start + self.rank_part.start : start + self.rank_part.stop])
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Images of these indices, int64 (n,), augmented as the epoch's plan says, and their labels."""
+        assert self.plan is not None
+        return augment(self._train, index, self.plan, self._fill), self._train_labels[index]
 
     def test_batches(self) -> Batches:
         part = self._rank_test

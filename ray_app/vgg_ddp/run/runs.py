@@ -14,7 +14,7 @@ from vgg_ddp.flags import UsageError, flag, parse_flags, setting
 from vgg_ddp.machine import torchrun
 from vgg_ddp.run.chosen import read_chosen
 from vgg_ddp.run.files import CONFIG_FILE, METRICS_FILE, MODEL_FILE, Row, read_config, read_metrics
-from vgg_ddp.run.notes import noted
+from vgg_ddp.run.notes import noted, print_note_once
 from vgg_ddp.run.storage import Folder, absolute, is_checkpoint
 
 # The entry of chosen.json that identifies the images.
@@ -92,6 +92,8 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
                 "torchrun's --max-restarts requires --run-name, so that restarted processes can find the run."
             )
         return Run(config.with_recipe(), name, folder, exists=False)
+    if saved.get("compile"):
+        print_note_once(f"run {name} was started with --compile, which this program no longer has: it is not compiled")
     started_with = TrainConfig.from_dict(saved).with_recipe()
     # The saved settings become the defaults of flags that are not given.
     defaults = replace(started_with, storage_path=config.storage_path, run_name=None, resume=None)

@@ -1,14 +1,12 @@
-"""DistributedDataParallel around the model, its batch normalization statistics, and object collectives."""
+"""What the ranks exchange besides gradients: statistics of batch normalization, and objects. Needs no Ray."""
 
 import inspect
 from collections.abc import Callable
 from typing import TypeVar
 
-import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 T = TypeVar("T")
 # torch 2.13 renamed the argument and warns about the old name.
@@ -17,19 +15,6 @@ SYNC_BUFFERS = next(
     for name in ("forward_sync_buffers", "broadcast_buffers")
     if name in inspect.signature(nn.parallel.DistributedDataParallel).parameters
 )
-
-
-def wrap_model(model: nn.Module, device: torch.device, compiled: bool, bf16_gradients: bool) -> nn.Module:
-    """Move the model to the device and, if there are several ranks, wrap it in DDP, which averages gradients."""
-    # Each rank keeps its own batch statistics, averaged before evaluation: no broadcast on every step.
-    options = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
-    wrapped: nn.Module = ray.train.torch.prepare_model(model, move_to_device=device, parallel_strategy_kwargs=options)
-    if bf16_gradients and isinstance(wrapped, nn.parallel.DistributedDataParallel):
-        wrapped.register_comm_hook(None, bf16_compress_hook)
-    if compiled:
-        # Compiling for each image size is faster than compiling for any size.
-        wrapped.compile(dynamic=False)
-    return wrapped
 
 
 def warm_up_reducer(model: nn.Module, forward_backward: Callable[[], None]) -> None:

@@ -61,12 +61,15 @@ class Control:
         self._saved_at = self._checked_at = time.monotonic()
         self._first_bad_step = torch.full((), math.inf, dtype=torch.float64, device=device)
 
-    def watch(self, step: int, loss: Tensor) -> None:
-        """Remember the first step whose loss is not finite; on the device, without a sync."""
+    def watch(self, step: int | Tensor, loss: Tensor) -> None:
+        """Remember the first step whose loss is not finite; on the device, without a sync.
+
+        In a CUDA graph, the step is a number on the device, int64 ().
+        """
         # float64 holds every step exactly.
-        bad_step = torch.full_like(self._first_bad_step, step)
+        bad_step = step.double() if isinstance(step, Tensor) else torch.full_like(self._first_bad_step, step)
         bad_step.masked_fill_(torch.isfinite(loss.detach()), math.inf)
-        self._first_bad_step = torch.minimum(self._first_bad_step, bad_step)
+        torch.minimum(self._first_bad_step, bad_step, out=self._first_bad_step)
 
     def mark_saved(self) -> None:
         """Restart the timer for the next checkpoint."""

@@ -17,6 +17,10 @@ class Sums:
         self.values[1] += (logits.detach().argmax(dim=1) == labels).sum()
         self.values[2] += len(labels)
 
+    def restart(self) -> None:
+        """Start over, in the same memory."""
+        self.values.zero_()
+
     def total(self) -> list[float]:
         """The sums over all ranks. A collective (every rank must call it) and a device-to-host sync."""
         values = self.values.clone()

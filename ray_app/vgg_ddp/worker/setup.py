@@ -3,8 +3,6 @@
 import logging
 import os
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass
 
 import ray
 import ray.train
@@ -13,71 +11,32 @@ import ray.util
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from vgg_ddp.compat.torch_dynamo import no_dynamo
 from vgg_ddp.compat.torch_store import set_collective_timeout
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.data.feeds import Feed, MemoryFeed, rank_range
+from vgg_ddp.data.feeds import Feed, MemoryFeed
 from vgg_ddp.job import Inputs, Job, RefusedError
 from vgg_ddp.machine.limits import usable_cores
 from vgg_ddp.machine.malloc import keep_freed_memory
 from vgg_ddp.machine.precision import DTYPES, choose_precision, processor_name
 from vgg_ddp.model.conv import use_fast_convolutions
 from vgg_ddp.observe.telemetry import Telemetry
-from vgg_ddp.recipes import Recipe
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.chosen import CHOSEN_FILE, write_chosen
 from vgg_ddp.run.files import write_config
 from vgg_ddp.run.saver import Saver
 from vgg_ddp.run.storage import Folder
 from vgg_ddp.worker.code import require_same_code
-from vgg_ddp.worker.ddp import from_all_ranks, from_rank_zero, warm_up_reducer, wrap_model
+from vgg_ddp.worker.ddp import SYNC_BUFFERS, from_all_ranks, from_rank_zero, warm_up_reducer
 from vgg_ddp.worker.decisions import Control
 from vgg_ddp.worker.metrics import Sums
 from vgg_ddp.worker.model import prepare_model
 from vgg_ddp.worker.optimizers import build_optimizers
-from vgg_ddp.worker.state import TrainState
-
-
-@dataclass(frozen=True)
-class Worker:
-    """One rank of the run: everything that does not change during training. `TrainState` is everything that does.
-
-    Attributes:
-        ddp_model: the model wrapped in DDP; its backward pass averages gradients over the ranks.
-        fingerprint: number of training images, class names, and digest of the images' files; a resumed run must find
-            the same.
-    """
-
-    config: TrainConfig
-    recipe: Recipe
-    run: Folder
-    rank: int
-    world_size: int
-    device: torch.device
-    precision: str
-    ddp_model: nn.Module
-    feed: Feed
-    mean: Tensor
-    std: Tensor
-    class_names: tuple[str, ...]
-    preprocessing: dict[str, object]
-    num_test: int
-    steps_per_epoch: int
-    fingerprint: dict[str, object]
-    control: Control
-    saver: Saver
-    telemetry: Telemetry
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return DTYPES[self.precision]
-
-    @property
-    def total_steps(self) -> int:
-        return self.config.epochs * self.steps_per_epoch
+from vgg_ddp.worker.state import TrainState, Worker
 
 
 def set_up(job: Job) -> tuple[Worker, TrainState]:
@@ -105,11 +64,11 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
     are_alike = len(set(from_all_ranks(processor_name(device)))) == 1
     on_one_machine = 1 < world_size == context.get_local_world_size()
     share_muon = not are_alike or (device.type == "cpu" and on_one_machine)
-    with nullcontext() if config.compile else no_dynamo():
-        ddp_model = wrap_model(model, device, config.compile, config.gradients == "bf16")
+    with no_dynamo():
+        ddp_model = _wrap_model(model, device, config.gradients == "bf16")
         optimizers = build_optimizers(model, recipe, config.global_batch, DTYPES[precision], share_muon)
     state = TrainState(model, optimizers, Sums(device))
-    _warm_up(state, ddp_model, config, device, DTYPES[precision], rank, world_size)
+    _warm_up(state, ddp_model, config.image_size, device, DTYPES[precision])
 
     feed, saver = _make_feed(inputs, config, rank, world_size, device), Saver(run, rank)
     worker = Worker(
@@ -164,23 +123,24 @@ def _prepare_process(job: Job, rank: int, processes_here: int) -> None:
     torch.manual_seed(hash((job.config.seed, rank)))
 
 
-def _warm_up(
-    state: TrainState,
-    ddp_model: nn.Module,
-    config: TrainConfig,
-    device: torch.device,
-    dtype: torch.dtype,
-    rank: int,
-    world_size: int,
-) -> None:
-    # A model is compiled for the first shapes that it gets: use those of training.
-    count = len(rank_range(config.global_batch, rank, world_size)) if config.compile else 2
+def _wrap_model(model: nn.Module, device: torch.device, bf16_gradients: bool) -> nn.Module:
+    """Move the model to the device and, if there are several ranks, wrap it in DDP, which averages gradients."""
+    # Each rank keeps its own batch statistics, averaged before evaluation: no broadcast on every step.
+    options = {SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
+    wrapped: nn.Module = ray.train.torch.prepare_model(model, move_to_device=device, parallel_strategy_kwargs=options)
+    if bf16_gradients and isinstance(wrapped, nn.parallel.DistributedDataParallel):
+        wrapped.register_comm_hook(None, bf16_compress_hook)
+    return wrapped
 
+
+def _warm_up(
+    state: TrainState, ddp_model: nn.Module, image_size: int, device: torch.device, dtype: torch.dtype
+) -> None:
     def forward_backward() -> None:
-        images = torch.zeros(count, 3, config.image_size, config.image_size, device=device, dtype=dtype)
+        images = torch.zeros(2, 3, image_size, image_size, device=device, dtype=dtype)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = ddp_model(images.to(memory_format=torch.channels_last))
-        labels = torch.zeros(count, dtype=torch.int64, device=device)
+        labels = torch.zeros(2, dtype=torch.int64, device=device)
         F.cross_entropy(logits.float(), labels, reduction="sum").backward()
         state.optimizers.zero_grad()
 

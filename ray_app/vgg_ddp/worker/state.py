@@ -1,15 +1,65 @@
-"""Everything that training changes, which is what a checkpoint contains."""
+"""What a rank has: `Worker` stays the same during training; `TrainState` changes, and is what a checkpoint contains."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.data.feeds import Feed
+from vgg_ddp.machine.precision import DTYPES
+from vgg_ddp.recipes import Recipe
 from vgg_ddp.run.files import Row
+from vgg_ddp.run.saver import Saver
+from vgg_ddp.run.storage import Folder
 from vgg_ddp.worker.ddp import gather_buffers, load_buffers
+from vgg_ddp.worker.decisions import Control
 from vgg_ddp.worker.metrics import Sums
 from vgg_ddp.worker.optimizers import Optimizers
+
+if TYPE_CHECKING:
+    # Imports Ray, which a step does not need.
+    from vgg_ddp.observe.telemetry import Telemetry
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One rank of the run: everything that does not change during training.
+
+    Attributes:
+        ddp_model: the model wrapped in DDP; its backward pass averages gradients over the ranks.
+        fingerprint: number of training images, class names, and digest of the images' files; a resumed run must find
+            the same.
+    """
+
+    config: TrainConfig
+    recipe: Recipe
+    run: Folder
+    rank: int
+    world_size: int
+    device: torch.device
+    precision: str
+    ddp_model: nn.Module
+    feed: Feed
+    mean: Tensor
+    std: Tensor
+    class_names: tuple[str, ...]
+    preprocessing: dict[str, object]
+    num_test: int
+    steps_per_epoch: int
+    fingerprint: dict[str, object]
+    control: Control
+    saver: Saver
+    telemetry: "Telemetry"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.precision]
+
+    @property
+    def total_steps(self) -> int:
+        return self.config.epochs * self.steps_per_epoch
 
 
 @dataclass

@@ -1,32 +1,28 @@
 """The training loop that every DDP worker runs, top to bottom: start reading here.
 
 `train_loop` runs on each of Ray Train's workers, and in each process of torchrun. It sets up the worker (`setup.py`),
-then trains epoch by epoch. `Worker` holds everything that stays the same during training; `TrainState` holds everything
-that changes, which is exactly what a checkpoint contains. Ranks must act together: if one decided alone, the others
-would wait for it in a collective. So every `steps_between_decisions` steps, one all-reduce decides what all ranks do
-next (`decisions.py`).
+then trains epoch by epoch; the arithmetic of a step is in `step.py`. `Worker` holds everything that stays the same
+during training; `TrainState` holds everything that changes, which is exactly what a checkpoint contains. Ranks must act
+together: if one decided alone, the others would wait for it in a collective. So every `steps_between_decisions` steps,
+one all-reduce decides what all ranks do next (`decisions.py`).
 """
 
 import math
 import time
 
 import ray.train
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from vgg_ddp.job import Job, Outcome, RefusedError
-from vgg_ddp.model.preprocess import halve, normalize
 from vgg_ddp.model.stored import stored_form
 from vgg_ddp.run.files import METRICS_FILE, write_metrics
 from vgg_ddp.weights.model_file import write_model
-from vgg_ddp.worker.ddp import average_buffers, from_all_ranks
+from vgg_ddp.worker.ddp import from_all_ranks
 from vgg_ddp.worker.decisions import Decision
 from vgg_ddp.worker.hangs import hung_ranks_named
-from vgg_ddp.worker.metrics import Sums
 from vgg_ddp.worker.optimizers import lr_factor
-from vgg_ddp.worker.setup import Worker, set_up
-from vgg_ddp.worker.state import TrainState
+from vgg_ddp.worker.setup import set_up
+from vgg_ddp.worker.state import TrainState, Worker
+from vgg_ddp.worker.step import evaluate, train_step
 
 
 def train_loop(settings: dict[str, Job]) -> Outcome:
@@ -79,45 +75,6 @@ def train_epoch(worker: Worker, state: TrainState) -> Outcome | None:
     return None
 
 
-def train_step(worker: Worker, state: TrainState, images: Tensor, labels: Tensor) -> None:
-    """One optimizer step on this rank's part of a global batch. Nothing here waits for the GPU."""
-    loss_sum, logits = forward(worker, state, worker.ddp_model, images, labels, worker.recipe.label_smoothing)
-    # DDP averages gradients over the ranks; this factor makes the average the gradient of the global batch's mean loss.
-    (loss_sum * (worker.world_size / worker.config.global_batch)).backward()
-    worker.telemetry.mark("communication")
-    state.optimizers.step(lr_factor(worker.recipe, state.step, worker.total_steps))
-    state.sums.add(loss_sum, logits, labels)
-    worker.control.watch(state.step, loss_sum)
-    worker.telemetry.mark("compute")
-    worker.telemetry.end_step()
-    state.step += 1
-
-
-def forward(
-    worker: Worker, state: TrainState, model: nn.Module, images: Tensor, labels: Tensor, smoothing: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy (scalar, float32) and logits (B, classes) of uint8 images (B, H, W, 3)."""
-    inputs = normalize(images, worker.mean, worker.std, worker.dtype)
-    if state.epoch < worker.config.half_size_epochs:
-        inputs = halve(inputs)
-    worker.telemetry.mark("data")
-    with torch.autocast(worker.device.type, torch.bfloat16, enabled=worker.dtype == torch.bfloat16):
-        logits: Tensor = model(inputs)
-    return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing), logits
-
-
-@torch.no_grad()
-def evaluate(worker: Worker, state: TrainState) -> list[float]:
-    """Sums of loss, correct predictions, and images of the test split; each image counts on one rank. A collective."""
-    average_buffers(state.model)
-    sums = Sums(worker.device)
-    state.model.eval()
-    for images, labels in worker.feed.test_batches():
-        sums.add(*forward(worker, state, state.model, images, labels), labels)
-    state.model.train()
-    return sums.total()
-
-
 def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome | None:
     """Evaluate and append the epoch's row of metrics; without test labels, those of the test split are nan.
 
@@ -145,7 +102,8 @@ def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome |
             "time": time.time(),
         }
     )
-    state.epoch_seconds, state.sums = 0.0, Sums(worker.device)
+    state.epoch_seconds = 0.0
+    state.sums.restart()
     worker.telemetry.show(state.rows[-1])
     if worker.rank == 0:
         # The driver reads this file for the terminal, TensorBoard, and MLflow.

@@ -103,6 +103,14 @@ def test_resume_keeps_the_settings_of_the_run(open_with: Callable[..., Run], tmp
     assert opened.config.storage_path == str(tmp_path / "runs")
 
 
+def test_run_that_was_compiled_resumes_without_compiling(
+    open_with: Callable[..., Run], run: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(run, TrainConfig(epochs=3).to_dict() | {"compile": True})
+    assert open_with("--resume", "run").config.epochs == 3
+    assert "NOTE: run run was started with --compile, which this program no longer has" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("started")
 def test_auto_data_keeps_the_choice_made_at_the_start(open_with: Callable[..., Run]) -> None:
     assert open_with("--resume", "run", "--data", "auto").config.data == "sample"

@@ -38,8 +38,8 @@ def test_metrics_do_not_match_the_summary() -> None:
 
 
 def test_only_flags_that_were_given_become_hyperparameters() -> None:
-    flags = ["--num-workers", "4", "--batch_size=64", "--no-compile", "--instance-count", "2", "--spot"]
-    assert hyperparameters(config_of(*flags), flags) == {"num-workers": "4", "batch-size": "64", "compile": "false"}
+    flags = ["--num-workers", "4", "--batch_size=64", "--no-profile", "--instance-count", "2", "--spot"]
+    assert hyperparameters(config_of(*flags), flags) == {"num-workers": "4", "batch-size": "64", "profile": "false"}
 
 
 def test_own_data_becomes_a_channel_not_a_hyperparameter() -> None:

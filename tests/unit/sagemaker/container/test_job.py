@@ -19,11 +19,11 @@ def describe(paths: Paths, hyperparameters: dict[str, str], *channels: str) -> N
 
 
 def test_hyperparameters_become_flags(paths: Paths) -> None:
-    describe(paths, {"epochs": "2", "lr": "0.1", "compile": "True", "batch_size": "64"}, "training", "sm_drivers")
+    describe(paths, {"epochs": "2", "lr": "0.1", "profile": "True", "batch_size": "64"}, "training", "sm_drivers")
     assert read_job(paths, "job-7", 1).command_line() == [
         "--epochs=2",
         "--lr=0.1",
-        "--compile",
+        "--profile",
         "--batch-size=64",
         f"--data={paths.root}/input/data/training",
         "--data-dir=/tmp/cifar10",
@@ -33,7 +33,7 @@ def test_hyperparameters_become_flags(paths: Paths) -> None:
 
 
 def test_false_becomes_a_negated_flag() -> None:
-    assert Job({"compile": "false"}).command_line() == ["--no-compile"]
+    assert Job({"profile": "false"}).command_line() == ["--no-profile"]
 
 
 def test_hyperparameters_of_sagemaker_itself_are_ignored(paths: Paths) -> None:

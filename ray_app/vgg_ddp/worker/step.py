@@ -1,0 +1,50 @@
+"""One step of training, and evaluation: the arithmetic of the loop in `train.py`. Needs no Ray."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vgg_ddp.model.preprocess import halve, normalize
+from vgg_ddp.worker.ddp import average_buffers
+from vgg_ddp.worker.metrics import Sums
+from vgg_ddp.worker.optimizers import lr_factor
+from vgg_ddp.worker.state import TrainState, Worker
+
+
+def train_step(worker: Worker, state: TrainState, images: Tensor, labels: Tensor) -> None:
+    """One optimizer step on this rank's part of a global batch. Nothing here waits for the GPU."""
+    loss_sum, logits = forward(worker, state, worker.ddp_model, images, labels, worker.recipe.label_smoothing)
+    # DDP averages gradients over the ranks; this factor makes the average the gradient of the global batch's mean loss.
+    (loss_sum * (worker.world_size / worker.config.global_batch)).backward()
+    worker.telemetry.mark("communication")
+    state.optimizers.step(lr_factor(worker.recipe, state.step, worker.total_steps))
+    state.sums.add(loss_sum, logits, labels)
+    worker.control.watch(state.step, loss_sum)
+    worker.telemetry.mark("compute")
+    worker.telemetry.end_step()
+    state.step += 1
+
+
+def forward(
+    worker: Worker, state: TrainState, model: nn.Module, images: Tensor, labels: Tensor, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy (scalar, float32) and logits (B, classes) of uint8 images (B, H, W, 3)."""
+    inputs = normalize(images, worker.mean, worker.std, worker.dtype)
+    if state.epoch < worker.config.half_size_epochs:
+        inputs = halve(inputs)
+    worker.telemetry.mark("data")
+    with torch.autocast(worker.device.type, torch.bfloat16, enabled=worker.dtype == torch.bfloat16):
+        logits: Tensor = model(inputs)
+    return F.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing), logits
+
+
+@torch.no_grad()
+def evaluate(worker: Worker, state: TrainState) -> list[float]:
+    """Sums of loss, correct predictions, and images of the test split; each image counts on one rank. A collective."""
+    average_buffers(state.model)
+    sums = Sums(worker.device)
+    state.model.eval()
+    for images, labels in worker.feed.test_batches():
+        sums.add(*forward(worker, state, state.model, images, labels), labels)
+    state.model.train()
+    return sums.total()
