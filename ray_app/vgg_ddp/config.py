@@ -91,9 +91,13 @@ class TrainConfig:
     """Random seed for the initial weights, the image order, and the augmentation."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast if bf16 is clearly faster on this hardware, otherwise fp32."""
+    """auto: bf16 autocast if bf16 is clearly faster on this hardware, otherwise fp32. On GPUs that support it, fp32
+    multiplies in TF32."""
     gradients: Literal["fp32", "bf16"] = "fp32"
     """Precision of the gradient all-reduce. bf16 halves the traffic, for slow networks."""
+    graphs: Literal["auto", "off"] = "auto"
+    """auto: on GPUs of one machine with the images in their memory, take each step with CUDA graphs. off: launch each
+    kernel from Python, as a model whose operations change from step to step requires."""
     fast_convolutions: bool = True
     """On a CPU, use Winograd convolutions where they are faster; results differ by rounding."""
 

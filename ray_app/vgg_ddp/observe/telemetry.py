@@ -137,7 +137,7 @@ class StepClock:
 
     def mark(self, phase: Phase) -> None:
         """Attribute the time since the last mark to a phase; no effect unless a step is being measured."""
-        if self._marks:
+        if self._marks and not (self._on_gpu and torch.cuda.is_current_stream_capturing()):
             self._marks.append((phase, self._now()))
 
     def stop(self) -> dict[str, float]:

@@ -5,7 +5,6 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-from vgg_ddp.config import TrainConfig
 from vgg_ddp.run.notes import print_note_once, reason
 from vgg_ddp.run.storage import Folder
 
@@ -13,34 +12,10 @@ CHOSEN_FILE = "chosen.json"
 PACKAGES = ("torch", "ray")
 
 
-def write_chosen(
-    run: Folder,
-    config: TrainConfig,
-    model: str,
-    device: str,
-    device_name: str,
-    precision: str,
-    world_size: int,
-    images: str,
-) -> None:
-    """Write chosen.json; a resumed run replaces it.
-
-    `model` is the class that `build_model` returned, `device` is cpu or cuda, `device_name` is rank 0's processor or
-    GPU, `precision` is fp32 or bf16, and `images` is the digest of the data.
-    """
-    chosen = {
-        "model": model,
-        "device": device,
-        "device_name": device_name,
-        "precision": precision,
-        "fast_convolutions": device == "cpu" and config.fast_convolutions,
-        "world_size": world_size,
-        "ingest": config.ingest,
-        "images": images,
-        "global_batch_size": config.global_batch,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
-    }
-    run.write(CHOSEN_FILE, (json.dumps(chosen, indent=2) + "\n").encode())
+def write_chosen(run: Folder, chosen: dict[str, object]) -> None:
+    """Write chosen.json, with the versions of the software; a resumed run replaces it."""
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    run.write(CHOSEN_FILE, (json.dumps(chosen | {"versions": versions}, indent=2) + "\n").encode())
 
 
 def read_chosen(run: Folder) -> dict[str, str]:
@@ -64,8 +39,11 @@ def format_chosen(chosen: dict[str, str]) -> str:
     """One line for the terminal, from the result of `read_chosen`."""
     count = int(chosen["world_size"])
     kind = "GPU" if chosen["device"] == "cuda" else "CPU"
-    convolutions = " with fast convolutions" if chosen["fast_convolutions"] == "True" else ""
+    # Older versions did not record all of these.
+    names = {"tf32": "TF32 products", "cuda_graphs": "CUDA graphs", "fast_convolutions": "fast convolutions"}
+    extras = [text for name, text in names.items() if chosen.get(name) == "True"]
     return (
-        f"{count} {kind} worker{'s'[: count != 1]} in {chosen['precision']}{convolutions}, global batch "
+        f"{count} {kind} worker{'s'[: count != 1]} in {chosen['precision']}"
+        f"{' with ' * bool(extras)}{' and '.join(extras)}, global batch "
         f"{chosen['global_batch_size']}, on {chosen['device_name']}"
     )

@@ -19,6 +19,7 @@ CHOICE_OF = {
     "device": "device",
     "batch_size": "global_batch_size",
     "precision": "precision",
+    "graphs": "cuda_graphs",
     "fast_convolutions": "fast_convolutions",
     "ingest": "ingest",
 }

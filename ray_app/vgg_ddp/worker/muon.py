@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from vgg_ddp.compat import torch_foreach as foreach
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 3
 
@@ -43,7 +45,10 @@ class Muon(torch.optim.Optimizer):
         for weight, update in zip(filters, self._updates(filters, group["momentum"]), strict=True):
             # Normalization follows: only the direction of a filter matters, and a fixed norm keeps lr meaningful.
             weight.mul_(len(weight) ** 0.5 / weight.norm())
-            weight.add_(update, alpha=-group["lr"])
+            if isinstance(group["lr"], Tensor):
+                weight.sub_(update.to(weight.dtype) * group["lr"])
+            else:
+                weight.add_(update, alpha=-group["lr"])
 
     def _velocity(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
@@ -101,6 +106,56 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     assert product is not None
     result: Tensor = product @ scaled
     return result
+
+
+class BatchedMuon(Muon):
+    """The same updates with a third fewer kernels, for GPUs: those of filters of the same shape in one batch."""
+
+    def __init__(self, filters: Sequence[Tensor], lr: float, momentum: float, dtype: torch.dtype) -> None:
+        super().__init__(filters, lr, momentum, dtype)
+        self._roots = torch.tensor([len(weight) ** 0.5 for weight in filters], device=filters[0].device)
+        shapes = sorted({tuple(weight.shape) for weight in filters})
+        self._batches = [[i for i, weight in enumerate(filters) if tuple(weight.shape) == shape] for shape in shapes]
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002 - torch's signature
+        """Take an optimizer step; the learning rate is a number on the device, float32 ()."""
+        (group,) = self.param_groups
+        filters: list[Tensor] = group["params"]
+        gradients = [weight.grad for weight in filters if weight.grad is not None]
+        velocities = [self._velocity(weight) for weight in filters]
+        foreach.mul_(velocities, group["momentum"])
+        foreach.add_(velocities, gradients)
+        directions = foreach.add(gradients, velocities, group["momentum"])
+        scales = (self._roots / torch.stack(foreach.norm(filters))).unbind()
+        for weight, scale in zip(filters, scales, strict=True):
+            weight.mul_(scale)
+        negative_lr = -group["lr"]
+        for batch in self._batches:
+            matrices = torch.stack([directions[i].permute(0, 2, 3, 1).flatten(1) for i in batch])
+            steps = orthogonalize_batch(matrices, self._dtype).to(matrices.dtype) * negative_lr
+            shape = filters[batch[0]].shape[2:]
+            changes = [step.unflatten(1, (*shape, -1)).permute(0, 3, 1, 2) for step in steps]
+            foreach.add_([filters[i] for i in batch], changes)
+
+
+def orthogonalize_batch(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    """`orthogonalize` for matrices (K, M, N) at once, with sums of products in one kernel."""
+    if matrices.shape[1] > matrices.shape[2]:
+        return orthogonalize_batch(matrices.mT, dtype).mT
+    a, b, c = COEFFICIENTS
+    norms = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    scaled = (matrices / (norms + 1e-7)).to(dtype)
+    square = torch.bmm(scaled, scaled.mT)
+    product: Tensor | None = None
+    for iteration in range(ITERATIONS):
+        factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor if product is None else torch.bmm(factor, product)
+        if iteration + 1 < ITERATIONS:
+            square = torch.bmm(torch.bmm(factor, square), factor)
+    assert product is not None
+    return torch.bmm(product, scaled)
 
 
 def assign(costs: Sequence[float], world_size: int) -> list[int]:

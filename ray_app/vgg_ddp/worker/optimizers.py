@@ -1,13 +1,14 @@
 """Parameter groups, the optimizers and the learning-rate schedule."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vgg_ddp.compat.torch_dynamo import SGD
 from vgg_ddp.recipes import Recipe
-from vgg_ddp.worker.muon import Muon
+from vgg_ddp.worker.muon import BatchedMuon, Muon
 
 # For the parameters that SGD trains next to Muon. The fast recipe has no warm-up: higher rates hurt the first epoch.
 REST_LR, REST_MOMENTUM = 0.01, 0.9
@@ -28,18 +29,49 @@ def lr_factor(recipe: Recipe, step: int, total_steps: int) -> float:
     return min(1.0, rise, fall)
 
 
+class Schedule:
+    """The learning rates of all parameter groups at each step of a run.
+
+    On a GPU, they are read from a table in its memory: a CUDA graph cannot take them from the host.
+    """
+
+    def __init__(self, recipe: Recipe, peak_lrs: Sequence[float], total_steps: int, device: torch.device) -> None:
+        self._recipe, self._peak_lrs, self._total_steps = recipe, peak_lrs, total_steps
+        self._table: Tensor | None = None
+        if device.type != "cpu":
+            self._table = torch.tensor([self._at(step) for step in range(total_steps)], device=device)
+
+    def _at(self, step: int) -> list[float]:
+        factor = lr_factor(self._recipe, step, self._total_steps)
+        return [peak_lr * factor for peak_lr in self._peak_lrs]
+
+    def lrs(self, step: int | Tensor) -> Sequence[float | Tensor]:
+        """The learning rates at a step; in a CUDA graph, the step is a number on the device, int64 ().
+
+        On a GPU, tensors of shape (), without a sync.
+        """
+        if self._table is None:
+            assert isinstance(step, int)
+            return self._at(step)
+        row = self._table[step] if isinstance(step, int) else self._table.index_select(0, step.view(1)).view(-1)
+        return row.unbind()
+
+
 class Optimizers:
     """All optimizers of a model behind one interface: learning rates, step and state."""
 
     def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self.optimizers = optimizers
-        self._peak_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+        self.peak_lrs: list[float] = [group["lr"] for group in self._groups()]
 
-    def step(self, factor: float) -> None:
-        """Step at this fraction of the peak learning rates, then clear the gradients. May be a collective."""
-        for optimizer, peak_lrs in zip(self.optimizers, self._peak_lrs, strict=True):
-            for group, peak_lr in zip(optimizer.param_groups, peak_lrs, strict=True):
-                group["lr"] = peak_lr * factor
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self, lrs: Sequence[float | Tensor]) -> None:
+        """Step at these learning rates, one per group, then clear the gradients. May be a collective."""
+        for group, lr in zip(self._groups(), lrs, strict=True):
+            group["lr"] = lr
+        for optimizer in self.optimizers:
             optimizer.step()
         self.zero_grad()
 
@@ -47,8 +79,14 @@ class Optimizers:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def state(self) -> list[dict[str, object]]:
-        return [optimizer.state_dict() for optimizer in self.optimizers]
+    def state(self) -> list[dict[str, Any]]:
+        states = [optimizer.state_dict() for optimizer in self.optimizers]
+        # The learning rates of the last step may be part of the table on the GPU, and are not needed.
+        for group, peak_lr in zip(
+            (group for state in states for group in state["param_groups"]), self.peak_lrs, strict=True
+        ):
+            group["lr"] = peak_lr
+        return states
 
     def load_state(self, states: Sequence[dict[str, object]]) -> None:
         for optimizer, state in zip(self.optimizers, states, strict=True):
@@ -70,7 +108,8 @@ def build_optimizers(
     """The optimizers of a model for losses that are means over global batches of this size.
 
     SGD trains everything, unless the recipe sets `muon`. Then Muon trains the filters, with matrix products of `dtype`,
-    and SGD the rest. With `share`, the ranks divide Muon's work. A model that scales down its logits gets the learning
+    and SGD the rest. With `share`, the ranks divide Muon's work; otherwise, a GPU updates filters of the same shape
+    together. A model that scales down its logits gets the learning
     rates that were tuned for that.
     """
     is_scaled = getattr(model, "logit_scale", 1.0) != 1.0
@@ -86,7 +125,9 @@ def build_optimizers(
         matrices["lr"], vectors["lr"] = recipe.classifier_lr * batch_size, recipe.norm_bias_lr * batch_size
         rest, rest_momentum = [vectors, matrices], SCALED_MOMENTUM
     of_filters: torch.optim.Optimizer
-    if recipe.muon:
+    if recipe.muon and filters[0].is_cuda and not share:
+        of_filters = BatchedMuon(filters, recipe.lr, recipe.momentum, dtype)
+    elif recipe.muon:
         of_filters = Muon(filters, recipe.lr, recipe.momentum, dtype, share)
     else:
         of_filters = _sgd([{"params": filters}], recipe.lr, recipe.momentum, 0.0)

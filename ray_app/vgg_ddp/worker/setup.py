@@ -22,9 +22,10 @@ from vgg_ddp.data.feeds import Feed, MemoryFeed
 from vgg_ddp.job import Inputs, Job, RefusedError
 from vgg_ddp.machine.limits import usable_cores
 from vgg_ddp.machine.malloc import keep_freed_memory
-from vgg_ddp.machine.precision import DTYPES, choose_precision, processor_name
+from vgg_ddp.machine.precision import DTYPES, choose_precision, processor_name, use_tf32
 from vgg_ddp.model.conv import use_fast_convolutions
 from vgg_ddp.observe.telemetry import Telemetry
+from vgg_ddp.recipes import Recipe
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.chosen import CHOSEN_FILE, write_chosen
 from vgg_ddp.run.files import write_config
@@ -35,7 +36,7 @@ from vgg_ddp.worker.ddp import SYNC_BUFFERS, from_all_ranks, from_rank_zero, war
 from vgg_ddp.worker.decisions import Control
 from vgg_ddp.worker.metrics import Sums
 from vgg_ddp.worker.model import prepare_model
-from vgg_ddp.worker.optimizers import build_optimizers
+from vgg_ddp.worker.optimizers import Schedule, build_optimizers
 from vgg_ddp.worker.state import TrainState, Worker
 
 
@@ -49,7 +50,7 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
     config, context = job.config, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device() if job.use_gpu else torch.device("cpu")
-    _prepare_process(job, rank, context.get_local_world_size())
+    _prepare_process(job, rank, context.get_local_world_size(), device)
     require_same_code(job.code)
     inputs: Inputs = ray.get(job.inputs) if isinstance(job.inputs, ray.ObjectRef) else job.inputs
     _require_same_images_and_storage(job, inputs)
@@ -57,20 +58,12 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
     _require_resumable(job, inputs, precision, newest)
     dataset, recipe = inputs.dataset, config.chosen_recipe()
 
+    on_one_machine = world_size == context.get_local_world_size()
+    share_muon = _shares_muon(device, world_size, on_one_machine)
     model = prepare_model(config, recipe, inputs, world_size)
-    if device.type == "cpu" and config.fast_convolutions:
-        use_fast_convolutions(model)
-    # Ranks that round differently would drift apart if each computed all of Muon's updates.
-    are_alike = len(set(from_all_ranks(processor_name(device)))) == 1
-    on_one_machine = 1 < world_size == context.get_local_world_size()
-    share_muon = not are_alike or (device.type == "cpu" and on_one_machine)
-    with no_dynamo():
-        ddp_model = _wrap_model(model, device, config.gradients == "bf16")
-        optimizers = build_optimizers(model, recipe, config.global_batch, DTYPES[precision], share_muon)
-    state = TrainState(model, optimizers, Sums(device))
-    _warm_up(state, ddp_model, config.image_size, device, DTYPES[precision])
-
+    ddp_model, state = _start_state(model, config, recipe, device, DTYPES[precision], share_muon)
     feed, saver = _make_feed(inputs, config, rank, world_size, device), Saver(run, rank)
+    steps_per_epoch = dataset.num_train // config.global_batch
     worker = Worker(
         config,
         recipe,
@@ -86,11 +79,13 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
         class_names=dataset.class_names,
         preprocessing={"image_size": config.image_size, "mean": dataset.mean, "std": dataset.std},
         num_test=dataset.num_test,
-        steps_per_epoch=dataset.num_train // config.global_batch,
+        steps_per_epoch=steps_per_epoch,
         fingerprint=_fingerprint(inputs),
+        schedule=Schedule(recipe, state.optimizers.peak_lrs, config.epochs * steps_per_epoch, device),
         control=_make_control(job, rank, device, saver, feed),
         saver=saver,
         telemetry=Telemetry(run, saver, rank, device, model, not job.is_local, config.profile),
+        graphed=_uses_graphs(config, device, feed, on_one_machine and not share_muon),
     )
     phases["model built"] = time.time()
     if newest:
@@ -110,17 +105,53 @@ def _fingerprint(inputs: Inputs) -> dict[str, object]:
     }
 
 
-def _prepare_process(job: Job, rank: int, processes_here: int) -> None:
+def _prepare_process(job: Job, rank: int, processes_here: int, device: torch.device) -> None:
     if not (job.is_local or job.config.verbose):
         # Ray Train's print also logs to the root logger, and the driver would show each line twice.
         logging.getLogger().setLevel(logging.WARNING)
     if job.is_local and dist.is_initialized():
         # Ray's local mode has no setting for the timeout.
         set_collective_timeout(job.config.collective_timeout_seconds)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        # CUDA graphs cannot be captured on the default stream, and must be captured on the one that DDP was created on.
+        torch.cuda.set_stream(torch.cuda.Stream(device))
+        use_tf32(device)
     keep_freed_memory()
     torch.set_num_threads(max(1, usable_cores() // processes_here))
     # For models with dropout: each rank drops different units.
     torch.manual_seed(hash((job.config.seed, rank)))
+
+
+def _start_state(
+    model: nn.Module, config: TrainConfig, recipe: Recipe, device: torch.device, dtype: torch.dtype, share_muon: bool
+) -> tuple[nn.Module, TrainState]:
+    """The model in DDP, on the device, and the state before the first step. A collective."""
+    if device.type == "cpu" and config.fast_convolutions:
+        use_fast_convolutions(model)
+    with no_dynamo():
+        ddp_model = _wrap_model(model, device, config.gradients == "bf16")
+        optimizers = build_optimizers(model, recipe, config.global_batch, dtype, share_muon)
+    state = TrainState(model, optimizers, Sums(device))
+    _warm_up(state, ddp_model, config.image_size, device, dtype)
+    return ddp_model, state
+
+
+def _shares_muon(device: torch.device, world_size: int, on_one_machine: bool) -> bool:
+    """Whether the ranks divide Muon's work, and send each other the results. A collective."""
+    # Ranks that round differently would drift apart if each computed all of Muon's updates.
+    are_alike = len(set(from_all_ranks(processor_name(device)))) == 1
+    return not are_alike or (device.type == "cpu" and on_one_machine and world_size > 1)
+
+
+def _uses_graphs(config: TrainConfig, device: torch.device, feed: Feed, suitable: bool) -> bool:
+    """Whether CUDA graphs take the steps. A collective.
+
+    Not between machines, where DDP is faster: it sends gradients during the backward pass. Nor with collectives within
+    the optimizer.
+    """
+    has_images = device.type == "cuda" and isinstance(feed, MemoryFeed)
+    return all(from_all_ranks(config.graphs == "auto" and has_images and suitable))
 
 
 def _wrap_model(model: nn.Module, device: torch.device, bf16_gradients: bool) -> nn.Module:
@@ -171,20 +202,20 @@ def _record_settings(worker: Worker, model: str) -> None:
     """Write the settings and the choices made from them to the run folder."""
     run, config, device = worker.run, worker.config, worker.device
     worker.saver.write_reliably(lambda: write_config(run, config.to_dict()))
-    name = processor_name(device)
-    worker.saver.write_if_possible(
-        CHOSEN_FILE,
-        lambda: write_chosen(
-            run,
-            config,
-            model,
-            device.type,
-            name,
-            worker.precision,
-            worker.world_size,
-            str(worker.fingerprint["images"]),
-        ),
-    )
+    chosen = {
+        "model": model,
+        "device": device.type,
+        "device_name": processor_name(device),
+        "precision": worker.precision,
+        "tf32": worker.precision == "fp32" and use_tf32(device),
+        "cuda_graphs": worker.graphed,
+        "fast_convolutions": device.type == "cpu" and config.fast_convolutions,
+        "world_size": worker.world_size,
+        "ingest": config.ingest,
+        "images": worker.fingerprint["images"],
+        "global_batch_size": config.global_batch,
+    }
+    worker.saver.write_if_possible(CHOSEN_FILE, lambda: write_chosen(run, chosen))
 
 
 def _resume(worker: Worker, state: TrainState, name: str) -> None:

@@ -16,7 +16,7 @@ from vgg_ddp.run.storage import Folder
 from vgg_ddp.worker.ddp import gather_buffers, load_buffers
 from vgg_ddp.worker.decisions import Control
 from vgg_ddp.worker.metrics import Sums
-from vgg_ddp.worker.optimizers import Optimizers
+from vgg_ddp.worker.optimizers import Optimizers, Schedule
 
 if TYPE_CHECKING:
     # Imports Ray, which a step does not need.
@@ -29,6 +29,7 @@ class Worker:
 
     Attributes:
         ddp_model: the model wrapped in DDP; its backward pass averages gradients over the ranks.
+        graphed: whether CUDA graphs take the steps (`graphs.py`).
         fingerprint: number of training images, class names, and digest of the images' files; a resumed run must find
             the same.
     """
@@ -49,9 +50,11 @@ class Worker:
     num_test: int
     steps_per_epoch: int
     fingerprint: dict[str, object]
+    schedule: Schedule
     control: Control
     saver: Saver
     telemetry: "Telemetry"
+    graphed: bool = False
 
     @property
     def dtype(self) -> torch.dtype:

@@ -7,22 +7,37 @@ from torch import Tensor, nn
 from vgg_ddp.model.preprocess import halve, normalize
 from vgg_ddp.worker.ddp import average_buffers
 from vgg_ddp.worker.metrics import Sums
-from vgg_ddp.worker.optimizers import lr_factor
 from vgg_ddp.worker.state import TrainState, Worker
 
 
-def train_step(worker: Worker, state: TrainState, images: Tensor, labels: Tensor) -> None:
-    """One optimizer step on this rank's part of a global batch. Nothing here waits for the GPU."""
-    loss_sum, logits = forward(worker, state, worker.ddp_model, images, labels, worker.recipe.label_smoothing)
+def train_step(worker: Worker, state: TrainState, images: Tensor, labels: Tensor, step: int | Tensor) -> None:
+    """Optimizer step number `step`, on this rank's part of a global batch. Nothing here waits for the GPU.
+
+    In a CUDA graph, the step is a number on the device, int64 ().
+    """
+    loss_sum, logits = forward_backward(worker, state, worker.ddp_model, images, labels)
+    update(worker, state, step, loss_sum, logits, labels)
+
+
+def forward_backward(
+    worker: Worker, state: TrainState, model: nn.Module, images: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradients; return the summed loss and the logits."""
+    loss_sum, logits = forward(worker, state, model, images, labels, worker.recipe.label_smoothing)
     # DDP averages gradients over the ranks; this factor makes the average the gradient of the global batch's mean loss.
     (loss_sum * (worker.world_size / worker.config.global_batch)).backward()
     worker.telemetry.mark("communication")
-    state.optimizers.step(lr_factor(worker.recipe, state.step, worker.total_steps))
+    return loss_sum, logits
+
+
+def update(
+    worker: Worker, state: TrainState, step: int | Tensor, loss_sum: Tensor, logits: Tensor, labels: Tensor
+) -> None:
+    """Take the optimizer step, and add the batch to the epoch's sums."""
+    state.optimizers.step(worker.schedule.lrs(step))
     state.sums.add(loss_sum, logits, labels)
-    worker.control.watch(state.step, loss_sum)
+    worker.control.watch(step, loss_sum)
     worker.telemetry.mark("compute")
-    worker.telemetry.end_step()
-    state.step += 1
 
 
 def forward(

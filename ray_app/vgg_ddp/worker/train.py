@@ -18,6 +18,7 @@ from vgg_ddp.run.files import METRICS_FILE, write_metrics
 from vgg_ddp.weights.model_file import write_model
 from vgg_ddp.worker.ddp import from_all_ranks
 from vgg_ddp.worker.decisions import Decision
+from vgg_ddp.worker.graphs import GraphedSteps
 from vgg_ddp.worker.hangs import hung_ranks_named
 from vgg_ddp.worker.optimizers import lr_factor
 from vgg_ddp.worker.setup import set_up
@@ -43,17 +44,20 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
 
 def train(worker: Worker, state: TrainState) -> Outcome | None:
     """Train epoch by epoch; an outcome if the run ends early."""
+    graphs = GraphedSteps(worker, state) if worker.graphed else None
     while state.epoch < worker.config.epochs:
-        if outcome := train_epoch(worker, state):
+        if outcome := train_epoch(worker, state, graphs):
             return outcome
     return None
 
 
-def train_epoch(worker: Worker, state: TrainState) -> Outcome | None:
+def train_epoch(worker: Worker, state: TrainState, graphs: GraphedSteps | None) -> Outcome | None:
     """Take the remaining steps of the epoch, evaluate, and save; an outcome if the run ends early."""
     # Above 0 if the run resumes in the middle of the epoch.
     first_step = state.step - state.epoch * worker.steps_per_epoch
     batches = worker.feed.train_batches(state.epoch, first_step)
+    if graphs:
+        graphs.start_epoch()
     started = time.monotonic() - state.epoch_seconds
     decision = Decision()
     for step in range(first_step, worker.steps_per_epoch):
@@ -61,8 +65,13 @@ def train_epoch(worker: Worker, state: TrainState) -> Outcome | None:
         decides = is_last or (state.step + 1) % worker.control.steps_between_decisions == 0
         # Only the step before a decision is timed; it represents the others.
         worker.telemetry.start_step(measured=decides)
-        images, labels = next(batches)
-        train_step(worker, state, images, labels)
+        if graphs:
+            graphs.take_step()
+        else:
+            images, labels = next(batches)
+            train_step(worker, state, images, labels, state.step)
+        state.step += 1
+        worker.telemetry.end_step()
         state.epoch_seconds = time.monotonic() - started
         if decides:
             decision = worker.control.decide()

@@ -8,8 +8,8 @@ import compare
 import pytest
 from PIL import Image
 
+from support.choices import write_choices
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.run.chosen import write_chosen
 from vgg_ddp.run.files import Row, write_config, write_metrics
 from vgg_ddp.run.storage import Folder
 
@@ -85,9 +85,7 @@ def test_runs_and_output_may_be_given_as_paths(command: Compare, runs: Path, tmp
 def test_choices_that_differ_are_listed_if_known(command: Compare, runs: Path) -> None:
     for name, precision in (("first", "bf16"), ("second-longer-name", "fp32")):
         config = TrainConfig(batch_size=24)
-        write_chosen(
-            Folder.at(str(runs / name)), config, "VGG11", "cpu", "a CPU", precision, world_size=2, images="0123"
-        )
+        write_choices(runs / name, config, precision=precision)
     (runs / "old").mkdir()
     for file in ("config.json", "metrics.csv"):
         (runs / "old" / file).write_bytes((runs / "first" / file).read_bytes())
@@ -101,7 +99,7 @@ def test_models_that_differ_are_listed(command: Compare, runs: Path) -> None:
     config = TrainConfig(epochs=2, lr=0.5, batch_size=24)
     for name, model in (("first", "VGG11"), ("second-longer-name", "ResNet")):
         write_config(Folder.at(str(runs / name)), config.to_dict())
-        write_chosen(Folder.at(str(runs / name)), config, model, "cpu", "a CPU", "fp32", world_size=2, images="0123")
+        write_choices(runs / name, config, model=model)
     output = command("first", "second-longer-name")
     differences = output.split("Settings that differ:\n")[1].split("\n\n")[0].splitlines()
     assert [line.split() for line in differences] == [["model", "first:", "VGG11", "second-longer-name:", "ResNet"]]
@@ -111,7 +109,7 @@ def test_setting_is_listed_once_if_its_choice_also_differs(command: Compare, run
     for name, batch_size, fast in (("first", 512, True), ("second-longer-name", 256, False)):
         config = TrainConfig(epochs=2, lr=0.5, batch_size=batch_size, fast_convolutions=fast, ingest="memory")
         write_config(Folder.at(str(runs / name)), config.to_dict())
-        write_chosen(Folder.at(str(runs / name)), config, "VGG11", "cpu", "a CPU", "fp32", world_size=2, images="0123")
+        write_choices(runs / name, config)
     output = command("first", "second-longer-name")
     differences = output.split("Settings that differ:\n")[1].split("\n\n")[0].splitlines()
     assert [line.split() for line in differences] == [
@@ -125,7 +123,7 @@ def test_setting_is_listed_if_the_choice_is_the_same(command: Compare, runs: Pat
     for name, fast in (("first", True), ("second-longer-name", False)):
         config = TrainConfig(epochs=2, lr=0.5, batch_size=512, fast_convolutions=fast)
         write_config(Folder.at(str(runs / name)), config.to_dict())
-        write_chosen(Folder.at(str(runs / name)), config, "VGG11", "cuda", "a GPU", "bf16", world_size=2, images="0123")
+        write_choices(runs / name, config, device="cuda")
     output = command("first", "second-longer-name")
     differences = output.split("Settings that differ:\n")[1].split("\n\n")[0].splitlines()
     assert [line.split()[0] for line in differences] == ["--fast-convolutions"]

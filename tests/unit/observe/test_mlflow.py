@@ -12,11 +12,11 @@ import numpy.typing as npt
 import pytest
 
 from screenshots import mlflow_server
+from support.choices import write_choices
 from support.command import free_port
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError
 from vgg_ddp.observe.mlflow import recorded, require_mlflow
-from vgg_ddp.run.chosen import write_chosen
 from vgg_ddp.run.curves import write_curves
 from vgg_ddp.run.files import Row, write_metrics
 from vgg_ddp.run.runs import Run
@@ -110,9 +110,7 @@ def test_store_matches_the_run_folder(
 ) -> None:
     import mlflow
 
-    write_chosen(
-        a_run.folder, replace(a_run.config, batch_size=24), "VGG11", "cpu", "a CPU", "bf16", world_size=2, images="0123"
-    )
+    write_choices(a_run.folder, replace(a_run.config, batch_size=24), device_name="a CPU", precision="bf16")
     with recorded(a_run):
         write_metrics(a_run.folder, make_rows(1))
     with recorded(replace(a_run, exists=True)):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from support.choices import write_choices
 from support.command import read_terminal
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.observe.tensorboard import EVENTS_FILE
@@ -167,9 +168,7 @@ def test_without_a_terminal_progress_is_only_deleted(run: Folder, capsys: pytest
 
 
 def test_choices_are_printed_with_the_first_step(run: Folder, capsys: pytest.CaptureFixture[str]) -> None:
-    chosen.write_chosen(
-        run, TrainConfig(batch_size=320), "VGG11", "cpu", "Some CPU @ 2 GHz", "bf16", world_size=2, images="0123"
-    )
+    write_choices(run, TrainConfig(batch_size=320), device_name="Some CPU @ 2 GHz", precision="bf16")
     report.write_startup(run, {"first step": 107.5})
     with follower(run, 100.0):
         pass
@@ -177,6 +176,13 @@ def test_choices_are_printed_with_the_first_step(run: Folder, capsys: pytest.Cap
     expected = "2 CPU workers in bf16 with fast convolutions, global batch 320, on Some CPU @ 2 GHz"
     assert first == f"Training:  {expected}"
     assert second == "Started:   first step 7.5 s after the command"
+
+
+def test_choices_on_a_gpu_name_its_arithmetic_and_graphs(run: Folder) -> None:
+    on_gpu = {"device": "cuda", "device_name": "a GPU", "tf32": True, "cuda_graphs": True, "world_size": 1}
+    write_choices(run, TrainConfig(batch_size=320), **on_gpu)
+    expected = "1 GPU worker in fp32 with TF32 products and CUDA graphs, global batch 320, on a GPU"
+    assert chosen.format_chosen(chosen.read_chosen(run)) == expected
 
 
 def test_events_of_a_resumed_run_have_each_epoch_once(run: Folder, make_rows: MakeRows) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from support.ranks import run_ranks
-from vgg_ddp.worker.muon import COEFFICIENTS, ITERATIONS, Muon, assign, orthogonalize
+from vgg_ddp.worker.muon import COEFFICIENTS, ITERATIONS, BatchedMuon, Muon, assign, orthogonalize
 
 
 def make_filters(*shapes: tuple[int, int], seed: int = 0) -> list[Tensor]:
@@ -50,6 +50,31 @@ def test_update_direction_equals_that_of_torchs_muon() -> None:
         expected = theirs.detach() - before_theirs
         # torch's Muon computes in bf16, and scales updates by the shape.
         torch.testing.assert_close(step / step.norm(), expected / expected.norm(), rtol=0, atol=0.003)
+
+
+def test_batched_updates_equal_single_ones() -> None:
+    shapes = ((16, 3), (32, 16), (32, 16), (8, 16), (32, 16))
+    filters, batched = make_filters(*shapes), make_filters(*shapes)
+    optimizer = Muon(filters, lr=0.125, momentum=0.6, dtype=torch.float32)
+    batched_optimizer = BatchedMuon(batched, lr=0.125, momentum=0.6, dtype=torch.float32)
+    for factor in (1.0, 0.5, 0.25):
+        optimizer.param_groups[0]["lr"] = 0.125 * factor
+        # As in training on a GPU.
+        batched_optimizer.param_groups[0]["lr"] = torch.tensor(0.125 * factor)
+        optimizer.step()
+        batched_optimizer.step()
+        for weight, other in zip(filters, batched, strict=True):
+            torch.testing.assert_close(weight, other, rtol=1e-4, atol=1e-5)
+    assert optimizer.state_dict().keys() == batched_optimizer.state_dict().keys()
+
+
+def test_learning_rate_on_the_device_takes_the_same_step() -> None:
+    of_float, of_tensor = make_filters((16, 8)), make_filters((16, 8))
+    for filters, lr in ((of_float, 0.125), (of_tensor, torch.tensor(0.125))):
+        optimizer = Muon(filters, lr=0.125, momentum=0.6, dtype=torch.bfloat16)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+    torch.testing.assert_close(of_float[0], of_tensor[0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(16, 8, 1, 1), (8, 3, 7, 7), (8, 4, 1, 3)])

@@ -13,7 +13,7 @@ from vgg_ddp.model.fast_vgg import FastVGG11
 from vgg_ddp.model.vgg import VGG11
 from vgg_ddp.recipes import CLASSIC, FAST
 from vgg_ddp.worker.muon import Muon
-from vgg_ddp.worker.optimizers import Optimizers, build_optimizers, lr_factor, muon_filters
+from vgg_ddp.worker.optimizers import Optimizers, Schedule, build_optimizers, lr_factor, muon_filters
 
 
 def factor_at(step: int, total_steps: int, warmup_fraction: float) -> float:
@@ -104,6 +104,25 @@ def test_lr_can_stay_at_its_peak() -> None:
     assert [lr_factor(recipe, step, 4) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
 
 
+def test_learning_rates_on_a_device_are_those_on_the_cpu() -> None:
+    recipe = replace(CLASSIC, warmup_fraction=0.5)
+    of_cpu = Schedule(recipe, [0.5, 2.0], 4, torch.device("cpu"))
+    # Tensors of this device have no values: only shapes can be checked.
+    on_device = Schedule(recipe, [0.5, 2.0], 4, torch.device("meta"))
+    assert [of_cpu.lrs(step) for step in range(4)] == [[0.25, 1.0], [0.5, 2.0], [0.5, 2.0], [0.25, 1.0]]
+    for step in (2, torch.zeros((), dtype=torch.int64, device="meta")):
+        assert [(lr.shape, lr.dtype) for lr in on_device.lrs(step)] == [((), torch.float32)] * 2  # type: ignore[union-attr]
+
+
+def test_checkpoint_holds_peak_learning_rates_not_tensors() -> None:
+    optimizers = build_optimizers(FastVGG11(10), FAST, batch_size=100)
+    peaks = optimizers.peak_lrs
+    for group in (group for optimizer in optimizers.optimizers for group in optimizer.param_groups):
+        group["lr"] = torch.tensor(0.125)
+    saved = [group["lr"] for state in optimizers.state() for group in state["param_groups"]]
+    assert saved == peaks
+
+
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_steps_equal_those_of_plain_sgd(momentum: float) -> None:
     torch.manual_seed(0)
@@ -120,7 +139,7 @@ def test_steps_equal_those_of_plain_sgd(momentum: float) -> None:
             gradient = parameter.grad + (0.01 * weights[i] if weights[i].ndim > 1 else 0.0)
             velocity[i] = momentum * velocity[i] + gradient
             weights[i] = weights[i] - 0.1 * (gradient + momentum * velocity[i])
-        optimizers.step(factor=0.5)
+        optimizers.step([0.1, 0.1])
         assert all(parameter.grad is None for parameter in model.parameters())
     for parameter, expected in zip(model.parameters(), weights, strict=True):
         torch.testing.assert_close(parameter.detach(), expected)
