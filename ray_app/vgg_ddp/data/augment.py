@@ -3,7 +3,7 @@
 Both are drawn from (seed, epoch) for the whole training set, so they do not depend on the number of workers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -38,8 +38,10 @@ class EpochPlan:
 
     def copy_from(self, plan: "EpochPlan") -> None:
         """Take over the values of another epoch's plan, in the same memory."""
-        for name in ("order", "flip", "shift", "cutout_position"):
-            getattr(self, name).copy_(getattr(plan, name))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                value.copy_(getattr(plan, field.name))
 
     def of(self, numbers: Tensor) -> "EpochPlan":
         """The plan of a subset of the images, int64 (n,), in this order."""
