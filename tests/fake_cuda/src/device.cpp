@@ -144,6 +144,9 @@ API cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int
     switch (attribute) {
         case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
         case cudaDevAttrMaxSharedMemoryPerBlock: *value = 49152; break;
+        case cudaDevAttrMaxGridDimX: *value = 2147483647; break;
+        case cudaDevAttrMaxGridDimY: *value = 65535; break;
+        case cudaDevAttrMaxGridDimZ: *value = 65535; break;
         case cudaDevAttrWarpSize: *value = 32; break;
         case cudaDevAttrMultiProcessorCount: *value = 132; break;
         case cudaDevAttrL2CacheSize: *value = 50 << 20; break;
