@@ -89,9 +89,9 @@ class Training:
     def start_epoch(self, epoch: int) -> None:
         """Prepare for the steps of an epoch."""
         self.state.step = epoch * self.worker.steps_per_epoch
+        # The state counts them.
+        self.state.rows = [{} for _ in range(epoch)]
         if self._graphs:
-            # They read the epoch from the rows of metrics.
-            self.state.rows = [{} for _ in range(epoch)]
             self._graphs.start_epoch()
         else:
             self._batches = self.feed.train_batches(epoch, 0)
@@ -129,7 +129,7 @@ class Training:
             self.state.sums.total()
             self.state.sums.restart()
             trained = time.perf_counter() - started - evaluating
-            _, correct, count = evaluate(self.worker, self.state)
+            _, correct, _ = evaluate(self.worker, self.state)
             evaluating = time.perf_counter() - started - trained
-            rows.append({"accuracy": correct / count, "trained": trained, "evaluated": evaluating})
+            rows.append({"accuracy": correct / self.worker.num_test, "trained": trained, "evaluated": evaluating})
         return rows
