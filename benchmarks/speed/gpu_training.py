@@ -9,7 +9,7 @@ import torch
 
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.data.feeds import MemoryFeed
+from vgg_ddp.feeds.memory_feed import MemoryFeed
 from vgg_ddp.job import Inputs
 from vgg_ddp.machine.precision import DTYPES, choose_precision, use_tf32
 from vgg_ddp.run.saver import Saver

@@ -32,12 +32,13 @@ from benchmarks.program import Trained, mean_and_spread, train
 from benchmarks.record import new_parser, write_json
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.dataset import load_dataset
-from vgg_ddp.data.feeds import Feed, MemoryFeed
 from vgg_ddp.data.layout import find_layout
 from vgg_ddp.data.source import find_source
-from vgg_ddp.data.stream_feed import StreamFeed
 from vgg_ddp.data.streamed_dataset import open_stream
 from vgg_ddp.driver import ray_environment
+from vgg_ddp.feeds.feed import Feed
+from vgg_ddp.feeds.memory_feed import MemoryFeed
+from vgg_ddp.feeds.stream_feed import StreamFeed
 from vgg_ddp.machine.limits import usable_cores
 
 CPU = torch.device("cpu")

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.data import stream_feed
 from vgg_ddp.data.dataset import Dataset, load_dataset
-from vgg_ddp.data.feeds import MemoryFeed
 from vgg_ddp.data.source import find_source
-from vgg_ddp.data.stream_feed import StreamFeed
 from vgg_ddp.data.streamed_dataset import StreamedDataset, open_stream
+from vgg_ddp.feeds import stream_feed
+from vgg_ddp.feeds.memory_feed import MemoryFeed
+from vgg_ddp.feeds.stream_feed import StreamFeed
 from vgg_ddp.job import Outcome
 from vgg_ddp.run.files import Row
 

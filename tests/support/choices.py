@@ -21,6 +21,7 @@ def write_choices(run: Folder | Path, config: TrainConfig, **others: object) -> 
         "world_size": 2,
         "ingest": config.ingest,
         "images": "0123",
+        "images_on": "host memory",
         "global_batch_size": config.global_batch,
     }
     write_chosen(run if isinstance(run, Folder) else Folder.at(str(run)), chosen | others)

@@ -1,1 +1,1 @@
-"""From files to batches on the device."""
+"""From files to decoded images."""

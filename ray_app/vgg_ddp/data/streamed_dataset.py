@@ -1,7 +1,7 @@
 """The dataset as a stream, for images that do not fit in memory: row groups of Parquet files, decoded in blocks.
 
 The driver reads the files' metadata and labels, and decodes a few examples. Ray Data's tasks decode the images during
-training: see stream_feed.py.
+training: see feeds/stream_feed.py.
 """
 
 from collections.abc import Iterator, Sequence

@@ -78,6 +78,11 @@ class Telemetry:
         if self.phases:
             self._write_startup()
 
+    def close(self) -> None:
+        """End the reports of this rank, after its last step."""
+        if self._profiler:
+            self._profiler.close()
+
     def _write_startup(self) -> None:
         """Write the end times of all start-up phases. A device-to-host sync, once per run."""
         if self._device.type == "cuda":

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vgg_ddp.data.feeds import MemoryFeed
+from vgg_ddp.feeds.memory_feed import MemoryFeed
 from vgg_ddp.run.notes import print_note, reason
 from vgg_ddp.worker.ddp import from_all_ranks
 from vgg_ddp.worker.state import TrainState, Worker

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.data.feeds import as_tensor
+from vgg_ddp.feeds.feed import as_tensor
 from vgg_ddp.job import Inputs, RefusedError
 from vgg_ddp.model.build import build_model
 from vgg_ddp.model.fast_vgg import FastVGG11

@@ -18,7 +18,9 @@ from vgg_ddp.compat.torch_dynamo import no_dynamo
 from vgg_ddp.compat.torch_store import set_collective_timeout
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.dataset import Dataset
-from vgg_ddp.data.feeds import Feed, MemoryFeed
+from vgg_ddp.feeds.feed import Feed
+from vgg_ddp.feeds.host_feed import HostFeed
+from vgg_ddp.feeds.memory_feed import MemoryFeed, fits_beside_model, image_bytes
 from vgg_ddp.job import Inputs, Job, RefusedError
 from vgg_ddp.machine.limits import usable_cores
 from vgg_ddp.machine.malloc import keep_freed_memory
@@ -29,6 +31,7 @@ from vgg_ddp.recipes import Recipe
 from vgg_ddp.run import checkpoint
 from vgg_ddp.run.chosen import CHOSEN_FILE, write_chosen
 from vgg_ddp.run.files import write_config
+from vgg_ddp.run.notes import print_note
 from vgg_ddp.run.saver import Saver
 from vgg_ddp.run.storage import Folder
 from vgg_ddp.worker.code import require_same_code
@@ -179,12 +182,24 @@ def _warm_up(
 
 
 def _make_feed(inputs: Inputs, config: TrainConfig, rank: int, world_size: int, device: torch.device) -> Feed:
-    if isinstance(inputs.dataset, Dataset):
-        return MemoryFeed(inputs.dataset, config, rank, world_size, device)
-    # Importing Ray Data is slow.
-    from vgg_ddp.data.stream_feed import StreamFeed
+    """The feed of this rank. The model and its optimizer must be on the device already. On GPUs, a collective."""
+    dataset = inputs.dataset
+    if not isinstance(dataset, Dataset):
+        # Importing Ray Data is slow.
+        from vgg_ddp.feeds.stream_feed import StreamFeed
 
-    return StreamFeed(inputs.dataset, config, rank, world_size, device)
+        return StreamFeed(dataset, config, rank, world_size, device)
+    if device.type == "cpu":
+        return MemoryFeed(dataset, config, rank, world_size, device)
+    fits = fits_beside_model(dataset, device)
+    without_room = from_all_ranks(fits).count(False)
+    if rank == 0 and without_room:
+        where = f" on {without_room} of {world_size} workers" if without_room < world_size else ""
+        print_note(
+            f"the images ({image_bytes(dataset) / 1e9:,.1f} GB) stay in host memory{where}: they would take more than "
+            "half of the GPU's free memory."
+        )
+    return (MemoryFeed if fits else HostFeed)(dataset, config, rank, world_size, device)
 
 
 def _make_control(job: Job, rank: int, device: torch.device, saver: Saver, feed: Feed) -> Control:
@@ -213,6 +228,7 @@ def _record_settings(worker: Worker, model: str) -> None:
         "world_size": worker.world_size,
         "ingest": config.ingest,
         "images": worker.fingerprint["images"],
+        "images_on": worker.feed.images_on,
         "global_batch_size": config.global_batch,
     }
     worker.saver.write_if_possible(CHOSEN_FILE, lambda: write_chosen(run, chosen))

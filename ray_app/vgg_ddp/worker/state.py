@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.data.feeds import Feed
+from vgg_ddp.feeds.feed import Feed
 from vgg_ddp.machine.precision import DTYPES
 from vgg_ddp.recipes import Recipe
 from vgg_ddp.run.files import Row

@@ -34,6 +34,7 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
         return Outcome("refused", str(refusal))
     with hung_ranks_named(worker.config.collective_timeout_seconds, lambda: state.step):
         outcome = train(worker, state)
+    worker.telemetry.close()
     worker.saver.wait()
     if outcome is None and worker.rank == 0 and not worker.saver.failure:
         write_results(worker, state)

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from vgg_ddp.observe.profiler import SKIPPED_STEPS, STEPS, WARMUP_STEPS, StepProfiler
 from vgg_ddp.observe.telemetry import StepClock, Telemetry, own_memory_bytes
-from vgg_ddp.run.files import PROFILE_FILE, TRACE_FILE, read_progress
+from vgg_ddp.run.files import read_progress
 from vgg_ddp.run.saver import Saver
 from vgg_ddp.run.storage import Folder
 
@@ -57,23 +56,6 @@ def test_only_rank_zero_writes_progress(run: Folder, monkeypatch: pytest.MonkeyP
         for rank in (0, 1)
     ]
     assert due == [True, False]
-
-
-def test_profile_covers_a_few_steps_and_lists_the_slowest_operators(run: Folder) -> None:
-    # Left over from before a resume; a reader that waits for the new profile must not find it.
-    run.write(PROFILE_FILE, b"the old table")
-    profiler = StepProfiler(run, Saver(run, rank=0), CPU)
-    matrix = torch.ones(400, 400)
-    for _ in range(SKIPPED_STEPS + WARMUP_STEPS + STEPS):
-        assert not run.exists(PROFILE_FILE)
-        matrix @ matrix
-        profiler.step()
-    # Further steps have no effect.
-    profiler.step()
-    table = run.read(PROFILE_FILE).decode().splitlines()
-    assert "aten::mm" in table[2] and table[2].split()[2] == "1"
-    assert table[-1].endswith(TRACE_FILE)
-    assert run.exists(TRACE_FILE)
 
 
 class Watch:
@@ -141,16 +123,3 @@ def test_frozen_first_layer_is_skipped() -> None:
     model(torch.ones(4, 3)).sum().backward()
     clock.mark("communication")
     assert clock.stop()["compute"] > 0
-
-
-def test_profile_that_fails_is_noted_once_and_the_steps_go_on(
-    run: Folder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # The profiler writes its trace to a temporary folder.
-    monkeypatch.setattr("tempfile.tempdir", "/no/such/folder")
-    profiler = StepProfiler(run, Saver(run, rank=0), CPU)
-    for _ in range(SKIPPED_STEPS + WARMUP_STEPS + STEPS + 3):
-        torch.ones(8, 8) @ torch.ones(8, 8)
-        profiler.step()
-    error = capsys.readouterr().err
-    assert error.startswith("NOTE: the steps could not be profiled: [Errno 2]") and error.count("\n") == 1

@@ -14,12 +14,14 @@ import ray
 import ray.data
 import torch
 from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from torch import Tensor
 
 from vgg_ddp.compat.ray_data import add_idle_backoff, silence_progress_warning
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.data.augment import augment
-from vgg_ddp.data.feeds import EVALUATION_BATCH, Batches, as_tensor, draw_plan, mean_pixel, rank_range
 from vgg_ddp.data.streamed_dataset import Batch, RowRange, StreamedDataset, decode_rows, first_error, select_rows
+from vgg_ddp.feeds.augment import EpochPlan
+from vgg_ddp.feeds.feed import Batches, as_tensor, draw_plan, evaluation_batch, mean_pixel, move_plan, rank_range
+from vgg_ddp.feeds.prefetch import augmented, prefetch
 
 # The order of row groups is shuffled first, then the images within windows of this size.
 WINDOW_IMAGES = 10_000
@@ -29,6 +31,7 @@ WINDOW_BYTES = 2**27
 DECODING_CPUS = 0.5
 STORE_SHARE = 0.3
 PREFETCHED_BATCHES = 2
+CPU = torch.device("cpu")
 
 
 class StreamFeed:
@@ -43,6 +46,8 @@ class StreamFeed:
         self, dataset: StreamedDataset, config: TrainConfig, rank: int, world_size: int, device: torch.device
     ) -> None:
         self.failure: str | None = None
+        self.images_on = "storage"
+        self._plan: EpochPlan | None = None
         self._dataset, self._device, self._fill = dataset, device, mean_pixel(dataset.mean, device)
         self._config, self._rank = config, rank
         self._steps = dataset.num_train // config.global_batch
@@ -54,27 +59,31 @@ class StreamFeed:
         self._task_options = _set_up_ray_data(world_size, config.verbose)
 
     def train_batches(self, epoch: int, first_step: int) -> Batches:
-        plan, part = draw_plan(self._config, self._dataset.num_train, epoch), self._rank_part
+        plan = draw_plan(self._config, self._dataset.num_train, epoch)
+        self._plan = move_plan(plan, self._device, self._plan)
+        return augmented(self._train_batches(epoch, first_step), self._plan, self._fill, self._device)
+
+    def _train_batches(self, epoch: int, first_step: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        part = self._rank_part
         first_window, skipped = divmod(first_step, self._steps_per_window)
         order = np.random.default_rng([self._config.seed, epoch, 1]).permutation(len(self._dataset.train_groups))
         groups = [self._dataset.train_groups[index] for index in order]
         start = self._steps * part.start + first_window * self._steps_per_window * len(part)
         ranges = select_rows(groups, start, self._steps * part.stop)
-        batches = islice(self._shuffled(ranges, epoch, first_window), skipped, None)
-        for batch in batches:
+        for batch in islice(self._shuffled(ranges, epoch, first_window), skipped, None):
             self.failure = self.failure or first_error(batch)
-            images, labels = (as_tensor(batch[name], self._device) for name in ("image", "label"))
-            everything = torch.arange(len(labels), device=self._device)
-            batch_plan = plan.of(torch.from_numpy(batch["index"])).to(self._device)
-            yield augment(images, everything, batch_plan, self._fill), labels
+            yield as_tensor(batch["image"], CPU), as_tensor(batch["label"], CPU), as_tensor(batch["index"], CPU)
 
     def test_batches(self) -> Batches:
+        return prefetch(self._test_batches(), self._device)
+
+    def _test_batches(self) -> Batches:
         ranges = select_rows(self._dataset.test_groups, self._rank_test.start, self._rank_test.stop)
-        for batch in self._decoded(ranges, EVALUATION_BATCH):
+        for batch in self._decoded(ranges, evaluation_batch(self._device, self._dataset.image_size)):
             self.failure = self.failure or first_error(batch)
             if self.failure:
                 return
-            yield as_tensor(batch["image"], self._device), as_tensor(batch["label"], self._device)
+            yield as_tensor(batch["image"], CPU), as_tensor(batch["label"], CPU)
 
     def _decoded(self, ranges: list[RowRange], batch_size: int) -> Iterator[Batch]:
         """Batches of the images in these rows, in order. Ray Data decodes them ahead, one task per range."""

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.functional import normalize as torchvision_normalize
 
-from vgg_ddp.data.augment import EpochPlan, augment, plan_epoch
-from vgg_ddp.data.feeds import rank_range
+from vgg_ddp.feeds.augment import EpochPlan, augment, plan_epoch
+from vgg_ddp.feeds.feed import rank_range
 from vgg_ddp.model.preprocess import halve, normalize
 
 FILL = torch.tensor([250, 1, 2], dtype=torch.uint8)
