@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import subprocess
 import sys
@@ -122,6 +123,24 @@ def test_dashboard_is_on_loopback_and_the_token_is_required_from_the_start() -> 
     for command in starts:
         assert command.index("export RAY_AUTH_MODE=token") < command.index("ray start")
     assert "--dashboard-host=127.0.0.1" in starts[0]
+
+
+@pytest.mark.parametrize(("has_efa", "inherited"), [(True, ""), (True, "/mine"), (False, "/mine")])
+def test_nccl_finds_the_plugin_for_efa_on_nodes_with_efa(has_efa: bool, inherited: str, tmp_path: Path) -> None:
+    (start,) = [command for command in AWS["worker_start_ray_commands"] if "ray start" in command]
+    device = tmp_path / "uverbs0"
+    if has_efa:
+        device.touch()
+    # Instead of Ray.
+    script = "ray() { echo $LD_LIBRARY_PATH; }; " + start.replace("/dev/infiniband/uverbs0", str(device))
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)} | (
+        {"LD_LIBRARY_PATH": inherited} if inherited else {}
+    )
+    result = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=20)
+    assert result.returncode == 0, result.stderr
+    folders = result.stdout.strip().split(":")
+    own = ["/opt/amazon/ofi-nccl/lib", "/opt/amazon/ofi-nccl/lib/x86_64-linux-gnu", "/opt/amazon/efa/lib"]
+    assert folders == own * has_efa + [inherited] * bool(inherited)
 
 
 def test_stopped_job_has_time_to_save_a_checkpoint() -> None:
