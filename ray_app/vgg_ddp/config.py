@@ -11,6 +11,8 @@ SCRIPT = "ray_app/main.py"
 PROGRAM = f"python {SCRIPT}"
 DATA_NAMES = ("auto", "cifar10", "sample")
 
+# Number of workers on CPUs, where nothing else determines it.
+CPU_WORKERS = 4
 # Minimum steps per epoch; the default batch shrinks to reach it.
 MIN_STEPS_PER_EPOCH = 10
 # Settings that default to the recipe's values.
@@ -47,13 +49,14 @@ class TrainConfig:
         "mlflow": "monitoring",
     }
 
-    num_workers: int = 4
-    """Number of DDP workers. 0: train in this process, without Ray (always the case under torchrun)."""
+    num_workers: int | None = None
+    """Number of DDP workers. 0: train in this process, without Ray (always the case under torchrun). Default: one per
+    GPU, or 4 on CPUs."""
     min_workers: int | None = None
     """Start with as few as N workers, then grow and shrink with the cluster, up to --num-workers; the global batch
     stays the same. Default: --num-workers."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """auto: GPUs if every worker can have one, otherwise the CPU."""
+    """auto: GPUs if torch can use one for every worker, otherwise the CPU."""
     address: str | None = None
     """Ray cluster to join: HOST:PORT or auto. Default: $RAY_ADDRESS, otherwise a new cluster on this machine."""
     max_failures: int = 3
@@ -145,8 +148,9 @@ class TrainConfig:
         recipe = self.chosen_recipe()
         self._expect("epochs", self.epochs >= 1, "a positive number")
         self._expect("batch_size", self.batch_size is None or self.batch_size >= 1, "a positive number")
-        for name in ("num_workers", "max_failures", "half_size_epochs"):
+        for name in ("max_failures", "half_size_epochs"):
             self._expect(name, getattr(self, name) >= 0, "0 or more")
+        self._expect("num_workers", self.num_workers is None or self.num_workers >= 0, "0 or more")
         self._expect("seed", 0 <= self.seed < 2**63, "an integer from 0 to 2**63 - 1")
         self._expect("weight_decay", 0 <= recipe.weight_decay < float("inf"), "0 or more")
         # Comparisons with nan are false, so these also reject nan.
@@ -186,16 +190,17 @@ class TrainConfig:
         self.check_workers()
 
     def check_workers(self) -> None:
-        """Check the settings that depend on the number of workers.
+        """Check the settings that depend on the number of workers, as far as it is known.
 
         Raises:
             UsageError: naming the flag, what was given and what was expected.
         """
         if self.min_workers is not None:
-            self._expect("min_workers", 1 <= self.min_workers <= self.num_workers, "1 to --num-workers")
-            self._expect_enough_images(self.num_workers)
+            most = self.min_workers if self.num_workers is None else self.num_workers
+            self._expect("min_workers", 1 <= self.min_workers <= most, "1 to --num-workers")
+            self._expect_enough_images(most)
         else:
-            self.check_batch(max(1, self.num_workers))
+            self.check_batch(self.num_workers or 1)
 
     def check_batch(self, num_workers: int) -> None:
         """Check that the global batch, if given, splits evenly across this number of workers.
@@ -211,6 +216,21 @@ class TrainConfig:
         minimum = self.min_images_per_worker
         enough = self.batch_size is None or self.batch_size >= minimum * num_workers
         self._expect("batch_size", enough, f"at least {minimum * num_workers}, {minimum} per worker")
+
+    def with_workers(self, num_workers: int) -> Self:
+        """A copy with this number of workers, checked against the other settings.
+
+        Raises:
+            UsageError: if they conflict.
+        """
+        config = dataclasses.replace(self, num_workers=num_workers)
+        config.check_workers()
+        return config
+
+    @property
+    def workers_on_cpus(self) -> int:
+        """The number of workers, given or default, if they train on CPUs."""
+        return max(CPU_WORKERS, self.min_workers or 0) if self.num_workers is None else self.num_workers
 
     @property
     def min_images_per_worker(self) -> int:

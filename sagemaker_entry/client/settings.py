@@ -107,7 +107,7 @@ class JobConfig(TrainConfig):
             self._expect(name, value is None or re.fullmatch(r"ml\.[\w-]+\.\w+", value) is not None, "ml.FAMILY.SIZE")
         for name in ("instance_count", "volume_gb", "max_run_seconds", "max_jobs", "parallel_jobs", "join_seconds"):
             self._expect(name, getattr(self, name) >= 1, "a positive number")
-        self._expect("num_workers", self.num_workers >= 1, "at least 1, since jobs always train under Ray")
+        self._expect("num_workers", self.num_workers != 0, "at least 1, since jobs always train under Ray")
         self._expect("retries", 0 <= self.retries <= 30, "0 to 30")
         valid_prefix = re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9-]{0,39}", self.job_prefix)
         self._expect("job_prefix", bool(valid_prefix), "up to 40 letters, digits and '-'")
@@ -159,11 +159,6 @@ class JobConfig(TrainConfig):
         # SageMaker's tuning service starts the image's own entry point, and the newest images may lack the toolkit.
         if not self.image:
             raise UsageError("--tune requires --image with an image that includes SageMaker's training toolkit.")
-
-    def check_workers(self) -> None:
-        """Validate against the number of workers, unless the job's GPUs will determine it."""
-        if self.num_workers != TrainConfig.num_workers:
-            super().check_workers()
 
     @property
     def has_own_data(self) -> bool:

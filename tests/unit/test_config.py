@@ -49,7 +49,6 @@ INVALID = [
     ("run_name", "line\n", "letters, digits"),
     ("resume", "a/b", "letters, digits"),
     ("min_workers", 0, "1 to --num-workers"),
-    ("min_workers", 5, "1 to --num-workers"),
 ]
 
 
@@ -104,6 +103,28 @@ def test_uneven_batch_is_refused_and_the_nearest_even_sizes_are_suggested(
     )
 
 
+def test_elastic_run_starts_with_at_most_all_workers_if_their_number_is_known() -> None:
+    assert TrainConfig(min_workers=5).with_workers(5).min_workers == 5
+    for check in (
+        lambda: TrainConfig(min_workers=5, num_workers=4),
+        lambda: TrainConfig(min_workers=5).with_workers(4),
+    ):
+        with pytest.raises(UsageError, match="--min-workers 5: expected 1 to --num-workers"):
+            check()
+
+
+def test_batch_is_checked_once_the_number_of_workers_is_known() -> None:
+    config = TrainConfig(batch_size=9)
+    assert config.with_workers(3).num_workers == 3
+    with pytest.raises(UsageError, match="--batch-size 9 cannot be split evenly over 4 workers: use --batch-size 8"):
+        config.with_workers(4)
+
+
+def test_cpus_get_four_workers_or_the_number_given_or_the_minimum() -> None:
+    configs = (TrainConfig(), TrainConfig(num_workers=2), TrainConfig(min_workers=6), TrainConfig(min_workers=2))
+    assert [config.workers_on_cpus for config in configs] == [4, 2, 6, 4]
+
+
 def test_elastic_run_accepts_uneven_batches_with_enough_images_per_worker() -> None:
     assert TrainConfig(batch_size=15, num_workers=7, min_workers=2).min_workers == 2
     with pytest.raises(UsageError, match=r"--batch-size 13: expected at least 14, 2 per worker"):
@@ -112,11 +133,11 @@ def test_elastic_run_accepts_uneven_batches_with_enough_images_per_worker() -> N
 
 def test_fast_recipe_needs_two_images_per_worker_if_its_last_feature_map_is_1x1() -> None:
     with pytest.raises(UsageError, match=r"--batch-size 4: expected at least 8, 2 per worker"):
-        TrainConfig(batch_size=4)
+        TrainConfig(batch_size=4, num_workers=4)
     with pytest.raises(UsageError, match=r"--batch-size 4: expected at least 8, 2 per worker"):
-        TrainConfig(batch_size=4, image_size=64, half_size_epochs=1)
-    assert TrainConfig(batch_size=4, image_size=64).batch_size == 4
-    assert TrainConfig(batch_size=4, recipe="classic").batch_size == 4
+        TrainConfig(batch_size=4, num_workers=4, image_size=64, half_size_epochs=1)
+    assert TrainConfig(batch_size=4, num_workers=4, image_size=64).batch_size == 4
+    assert TrainConfig(batch_size=4, num_workers=4, recipe="classic").batch_size == 4
     assert TrainConfig(image_size=64).with_batch_size(20, 4).batch_size == 4
     assert TrainConfig().with_batch_size(20, 4).batch_size == 8
 

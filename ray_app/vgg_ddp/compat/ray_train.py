@@ -1,5 +1,6 @@
 """Two changes to Ray Train for which Ray has no public API. Tested with Ray 2.60.0."""
 
+import dataclasses
 import logging
 from importlib import import_module
 from typing import Any
@@ -8,6 +9,7 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from vgg_ddp.compat.fallback import log_fallback
+from vgg_ddp.machine.gpus import find_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -60,17 +62,30 @@ def torch_config(timeout_seconds: int) -> TorchConfig:
 
 
 class TolerantBackend(getattr(TorchConfig(), "backend_cls", object)):  # type: ignore[misc]
-    """Ray's process group, which can also be shut down after a worker was killed for using too much memory.
+    """Ray's process group, which tolerates workers without a usable GPU, or killed for using too much memory.
 
-    Since https://github.com/ray-project/ray/pull/63143, Ray handles dead workers there, but not the OutOfMemoryError of
-    such a worker: it fails the controller, and the run ends. No longer needed once Ray handles that error.
+    Ray connects workers that have GPUs with NCCL, which raises an error if CUDA cannot be used; gloo lets the workers
+    agree on what to do.
+
+    Since https://github.com/ray-project/ray/pull/63143, Ray handles dead workers at the end, but not the
+    OutOfMemoryError of such a worker: it fails the controller, and the run ends. No longer needed once Ray handles that
+    error.
     """
+
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        if worker_group.get_resources_per_worker().get("GPU") and any(worker_group.execute(_lacks_gpu)):
+            backend_config = dataclasses.replace(backend_config, backend="gloo")
+        super().on_start(worker_group, backend_config)
 
     def on_shutdown(self, *arguments: Any, **options: Any) -> None:
         try:
             super().on_shutdown(*arguments, **options)
         except RayError as error:
             logger.debug("The process group could not be shut down: %s", error)
+
+
+def _lacks_gpu() -> bool:
+    return find_gpus().problem is not None
 
 
 class TolerantTorchConfig(TorchConfig):  # type: ignore[misc]

@@ -37,8 +37,9 @@ CLUSTER_FILE = "~/ray_bootstrap_config.yaml"
 
 @dataclass(frozen=True)
 class Placement:
-    """The resources of each worker, and whether they include a GPU."""
+    """The number of workers, the resources of each, and whether they include a GPU."""
 
+    num_workers: int
     resources_per_worker: dict[str, float]
     use_gpu: bool
 
@@ -89,14 +90,17 @@ def _require_answer(address: str) -> None:
 
 
 def largest_cluster(cluster_file: Path) -> list[Resources]:
-    """The maximum set of nodes that the autoscaler may start; empty without a cluster file.
+    """The maximum set of nodes that the autoscaler may start, those with the most GPUs; empty without a cluster file.
 
     Ray's API lists only the nodes that exist now.
     """
     if not cluster_file.exists():
         return []
-    node_types = yaml.safe_load(cluster_file.read_text())["available_node_types"].values()
-    return [kind["resources"] for kind in node_types for _ in range(kind.get("max_workers", 0))]
+    cluster = yaml.safe_load(cluster_file.read_text())
+    node_types = cluster["available_node_types"].values()
+    nodes = [kind["resources"] for kind in node_types for _ in range(kind.get("max_workers", 0))]
+    # The cluster's own limit may be lower than the sum over the node types.
+    return sorted(nodes, key=lambda node: -node.get("GPU", 0))[: cluster.get("max_workers")]
 
 
 def largest_share(nodes: Sequence[Resources], workers: int, use_gpu: bool, part_of_cpus: float = 1.0) -> float:
@@ -119,45 +123,68 @@ def cpus_of_worker(config: TrainConfig, nodes: Sequence[Resources], use_gpu: boo
     """CPUs to request per worker, up to one, so that all workers fit; in an elastic run, the minimum of workers."""
     # Leave CPUs for the tasks that decode images during training.
     part_of_cpus = 0.5 if config.ingest == "stream" else 1.0
-    share = largest_share(nodes, config.min_workers or config.num_workers, use_gpu, part_of_cpus)
+    share = largest_share(nodes, config.min_workers or config.num_workers or 1, use_gpu, part_of_cpus)
     return min(share, part_of_cpus) if config.min_workers else share
 
 
 def place_workers(config: TrainConfig, own_cluster: bool = False) -> Placement:
     """Choose a GPU per worker if --device gpu requires it or auto allows it; otherwise CPUs or fractions of them.
 
-    Nodes that an autoscaler may still add to an existing cluster count, because Ray Train waits for them.
+    Without --num-workers, there is one worker per GPU. Nodes that an autoscaler may still add to an existing cluster
+    count, because Ray Train waits for them.
 
     Raises:
-        UsageError: if --device gpu needs more GPUs than the cluster has, or if there are no CPUs.
+        UsageError: if --device gpu needs more GPUs than the cluster has, if there are no CPUs, or if the other settings
+            do not fit the number of workers.
     """
     present, possible = (
         ray.cluster_resources(),
         [] if own_cluster else largest_cluster(Path(os.path.expanduser(CLUSTER_FILE))),
     )
     cpus, gpus = (max(present.get(kind, 0.0), _total(possible, kind)) for kind in ("CPU", "GPU"))
-    gpus = int(gpus)
-    # An elastic run can start with its minimum of workers.
-    workers = config.min_workers or config.num_workers
-    workers_flag = "--min-workers" if config.min_workers else "--num-workers"
-    if config.device == "gpu" and gpus < workers:
-        raise UsageError(
-            f"--device gpu {workers_flag} {workers}: Ray sees {gpus} GPU{'s'[: gpus != 1]}; use at most that many "
-            "workers, or --device cpu."
-        )
-    use_gpu = config.device != "cpu" and gpus >= workers
-    if config.device == "auto" and gpus and not use_gpu:
-        print(f"NOTE: {gpus} GPU(s) for {workers} workers: training on CPUs. To use GPUs: {workers_flag} {gpus}.")
+    use_gpu = _choose_gpus(config, int(gpus), own_cluster)
     if not use_gpu and not cpus:
         raise UsageError(
             f"--device {config.device}: Ray sees no CPUs to train on; wait until the cluster's machines are up "
             "(ray status)."
         )
+    num_workers = int(gpus) if use_gpu and config.num_workers is None else config.workers_on_cpus
+    config = config.with_workers(num_workers)
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     kind = "GPU" if use_gpu else "CPU"
     nodes = max(alive, possible, key=lambda nodes: _total(nodes, kind))
     per_worker = {"CPU": cpus_of_worker(config, nodes, use_gpu)} | ({"GPU": 1.0} if use_gpu else {})
-    return Placement(per_worker, use_gpu)
+    return Placement(num_workers, per_worker, use_gpu)
+
+
+def _choose_gpus(config: TrainConfig, gpus: int, own_cluster: bool) -> bool:
+    """Whether to train on the cluster's GPUs."""
+    if config.device == "cpu":
+        return False
+    # An elastic run can start with its minimum of workers.
+    workers = config.min_workers or config.num_workers or max(1, gpus)
+    workers_flag = "--min-workers" if config.min_workers else "--num-workers"
+    if config.device == "gpu" and gpus < workers:
+        count = f" {workers_flag} {workers}" if config.min_workers or config.num_workers else ""
+        fewer = "use at most that many workers" if gpus else "wait until the cluster's machines are up (ray status)"
+        raise UsageError(f"--device gpu{count}: Ray sees {gpus} GPU{'s'[: gpus != 1]}; {fewer}, or --device cpu.")
+    if gpus < workers:
+        if gpus:
+            print(f"NOTE: {gpus} GPU(s) for {workers} workers: training on CPUs. To use GPUs: {workers_flag} {gpus}.")
+        return False
+    # The workers of an existing cluster check for themselves.
+    return not own_cluster or _can_use_gpus(config.device, workers)
+
+
+def _can_use_gpus(device: str, workers: int) -> bool:
+    """Whether torch can use this machine's GPUs."""
+    # Importing torch takes seconds: not before Ray has started, nor without GPUs.
+    from vgg_ddp.machine.gpus import fall_back, find_gpus
+
+    problem = find_gpus(workers).problem
+    if problem:
+        fall_back(device, problem)
+    return problem is None
 
 
 def _total(nodes: Sequence[Resources], kind: str) -> float:

@@ -33,14 +33,21 @@ def choose_ingest(config: TrainConfig, source: Source) -> Ingest:
             raise UsageError("--ingest stream reads only Parquet files, not the CIFAR-10 download.")
         return "stream"
     size, left = decoded_bytes(source, config.image_size), available_memory_bytes()
-    if config.ingest == "auto" and config.num_workers and source.kind == "parquet" and size > SHARE_OF_MEMORY * left:
+    if (
+        config.ingest == "auto"
+        and config.num_workers != 0
+        and source.kind == "parquet"
+        and size > SHARE_OF_MEMORY * left
+    ):
         return "stream"
     # Each of torchrun's processes decodes all images for itself.
     size *= torchrun.local_world_size()
     if size > left:
         ways = ["a smaller --image-size"]
         if source.kind == "parquet":
-            ways.insert(0, "--ingest stream" if config.num_workers else "--num-workers 1 or more, without torchrun")
+            ways.insert(
+                0, "--num-workers 1 or more, without torchrun" if config.num_workers == 0 else "--ingest stream"
+            )
         raise UsageError(
             f"decoded to --image-size {config.image_size}, the images of {source.name} take {size / 1e9:,.1f} GB of "
             f"memory, but this machine has {left / 1e9:,.1f} GB available: use {', or '.join(ways)}."

@@ -53,7 +53,9 @@ def launch(config: TrainConfig, arguments: Sequence[str], started_at: float) -> 
     if run.config.num_workers and torchrun.is_launcher():
         raise UsageError(f"--num-workers {run.config.num_workers}: torchrun has started the workers; omit this flag.")
     torchrun.check_variables(run.config.num_workers)
-    check_ray_settings(run.config.num_workers)
+    check_ray_settings(starts_cluster=run.config.num_workers != 0)
+    if run.config.device == "cpu":
+        run = replace(run, config=run.config.with_workers(run.config.workers_on_cpus))
     if run.exists and run.is_finished():
         print(f"Run {run.name} is already finished: there is nothing to train.")
         _print_summary(read_metrics(run.folder))
@@ -155,13 +157,14 @@ def _train_on_cluster(
         placement = cluster.place_workers(run.config, own_cluster=address == ray_environment.LOCAL)
         inputs = loading.result()
         phases["images decoded"] = time.time()
-        run = with_batch_size(run, inputs.dataset, run.config.num_workers)
+        run = replace(run, config=run.config.with_workers(placement.num_workers))
+        run = with_batch_size(run, inputs.dataset, placement.num_workers)
         afterwards.enter_context(recorded(run))
         _announce(run, inputs.dataset)
         kind = "GPU" if placement.use_gpu else "CPU"
         if connection.dashboard_url:
             print(f"Dashboard: http://{connection.dashboard_url} (its token: ray get-auth-token)")
-        print(f"Workers:   {run.config.num_workers} on {kind}, starting", flush=True)
+        print(f"Workers:   {placement.num_workers} on {kind}, starting", flush=True)
         with Follower(run, phases["command"]):
             outcome = _fit(run, inputs, placement, address == ray_environment.LOCAL, phases)
         return _conclude(run, outcome)

@@ -1,43 +1,43 @@
 """Train without a Ray cluster: in this process, or in each process that torchrun started."""
 
+import json
 import logging
-import os
 from contextlib import nullcontext
 from dataclasses import replace
 
-import torch
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.driver.signals import SignalWatch, stop_signals
-from vgg_ddp.flags import UsageError
 from vgg_ddp.job import Inputs, Job, Outcome
 from vgg_ddp.machine import torchrun
+from vgg_ddp.machine.gpus import fall_back, find_gpus, hide_gpus
 from vgg_ddp.observe.terminal import Follower
 from vgg_ddp.run.runs import Run
 from vgg_ddp.worker.train import train_loop
 
 
 def choose_device(config: TrainConfig) -> bool:
-    """Return whether this process trains on a GPU, and check the flags against torchrun's number of processes.
+    """Return whether all processes train on GPUs, and check the flags against torchrun's number of processes.
+
+    Torchrun's processes agree on it, because the machines may differ.
 
     Raises:
-        UsageError: if --device gpu needs more GPUs than this machine has.
+        UsageError: the same in all processes, if --device gpu requires GPUs that one of them cannot use.
     """
     config.check_batch(torchrun.world_size())
-    processes = torchrun.local_world_size()
-    gpus = torch.cuda.device_count()
-    if config.device == "gpu" and gpus < processes:
-        raise UsageError(
-            f"--device gpu: torch {torch.__version__} sees {gpus} GPUs for {processes} process(es) on this machine; "
-            "start fewer, or use --device cpu."
-        )
-    use_gpu = config.device != "cpu" and gpus >= processes
-    if not use_gpu:
-        # Ray's local mode would choose NCCL if it saw GPUs.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    return use_gpu
+    if config.device != "cpu":
+        own = find_gpus(torchrun.local_world_size())
+        found = [json.loads(gpus) for gpus in torchrun.gather("gpus", json.dumps([own.count, own.problem]))]
+        problems = [problem for _, problem in found if problem]
+        if not problems:
+            return True
+        # Without any GPU, CPUs are no surprise.
+        is_announced = torchrun.is_rank_zero() and any(count for count, _ in found)
+        fall_back(config.device, problems[0], is_announced)
+    hide_gpus()
+    return False
 
 
 def train_locally(run: Run, inputs: Inputs, use_gpu: bool, phases: dict[str, float]) -> Outcome:

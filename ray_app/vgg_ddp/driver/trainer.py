@@ -22,6 +22,7 @@ SECONDS_BETWEEN_RESIZE_CHECKS = 30.0
 def build_trainer(job: Job, run: Folder, resources_per_worker: dict[str, float], own_cluster: bool) -> TorchTrainer:
     """A trainer whose workers each run `train_loop` on the job, restarted together when one fails."""
     config = job.config
+    assert config.num_workers is not None
     storage_path, name = posixpath.split(run.path)
     return LeanTrainer(
         train_loop,

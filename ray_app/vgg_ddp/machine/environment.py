@@ -55,7 +55,7 @@ def check_environment() -> None:
     _name_user()
 
 
-def check_ray_settings(num_workers: int) -> None:
+def check_ray_settings(starts_cluster: bool) -> None:
     """Check that the environment does not disable what this program needs of Ray.
 
     Raises:
@@ -66,7 +66,7 @@ def check_ray_settings(num_workers: int) -> None:
             "PYTHONOPTIMIZE=2, or python -OO, removes docstrings, which Ray needs: use at most PYTHONOPTIMIZE=1, or "
             "python -O."
         )
-    if num_workers and "error" in sys.warnoptions:
+    if starts_cluster and "error" in sys.warnoptions:
         raise UsageError("PYTHONWARNINGS=error, or python -W error, turns Ray's own warnings into errors: unset it.")
     value = os.environ.get(TRAIN_V2, "1")
     if value.lower() not in ("1", "true"):

@@ -1,6 +1,8 @@
 """Read torchrun's environment variables."""
 
+import functools
 import os
+from typing import Any
 
 from vgg_ddp.flags import UsageError
 
@@ -52,7 +54,35 @@ def check_numbers() -> None:
             raise UsageError(f"{name}={value}: expected a number, as torchrun sets it; unset the variable.")
 
 
-def check_variables(num_workers: int) -> None:
+def gather(topic: str, value: str) -> list[str]:
+    """Every process's value, in the order of the ranks, before there is a process group. All processes must call this.
+
+    `topic` is different for each call.
+    """
+    if world_size() == 1:
+        return [value]
+    store, rank, ranks = _store(), int(os.environ["RANK"]), range(world_size())
+    # The store may outlive processes that torchrun restarts.
+    topic = f"{topic}-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    store.set(f"{topic}-{rank}", value)
+    values = [store.get(f"{topic}-{other}").decode() for other in ranks]
+    # Rank 0 may host the store: it must not exit before the others have read it.
+    store.set(f"{topic}-read-{rank}", "")
+    if rank == 0:
+        store.wait([f"{topic}-read-{other}" for other in ranks])
+    return values
+
+
+@functools.cache
+def _store() -> Any:
+    """The key-value store in which torch will connect the processes."""
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://"))
+    return store
+
+
+def check_variables(num_workers: int | None) -> None:
     """Check that the variables describe a group of processes that can train together; forget those of a single process.
 
     They may be left over from another program, or come from a launcher that is not torchrun.
@@ -68,10 +98,11 @@ def check_variables(num_workers: int) -> None:
             del os.environ[name]
         return
     shown = " ".join(f"{name}={given[name]}" for name in NUMBERS if name in given)
-    if num_workers > 0:
+    if num_workers != 0:
+        starts = "this command" if num_workers is None else f"--num-workers {num_workers}"
         raise UsageError(
-            f"{shown}: another launcher has started a group of processes, but --num-workers {num_workers} starts "
-            "workers of its own; unset these variables, or train in the group with --num-workers 0."
+            f"{shown}: another launcher has started a group of processes, but {starts} starts workers of its own; "
+            "unset these variables, or train in the group with --num-workers 0."
         )
     if missing := [name for name in VARIABLES if name not in given]:
         raise UsageError(

@@ -124,6 +124,9 @@ def _described(field: str, value: object) -> str:
 
 def _expect_even_split(config: TrainConfig, name: str) -> None:
     """Check that the global batch of an existing run splits evenly over the workers of this command."""
+    if config.num_workers is None:
+        # Checked once the number is known.
+        return
     workers = torchrun.world_size() if torchrun.is_launcher() else max(1, config.num_workers)
     batch = config.batch_size
     if batch and config.min_workers is None and batch % workers:

@@ -21,7 +21,9 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.feeds.feed import Feed
 from vgg_ddp.feeds.host_feed import HostFeed
 from vgg_ddp.feeds.memory_feed import MemoryFeed, fits_beside_model, image_bytes
+from vgg_ddp.flags import UsageError
 from vgg_ddp.job import Inputs, Job, RefusedError
+from vgg_ddp.machine.gpus import fall_back, find_gpus
 from vgg_ddp.machine.limits import usable_cores
 from vgg_ddp.machine.malloc import keep_freed_memory
 from vgg_ddp.machine.precision import DTYPES, choose_precision, processor_name, use_tf32
@@ -52,7 +54,10 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
     phases = job.phases | {"workers started": time.time()}
     config, context = job.config, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device() if job.use_gpu else torch.device("cpu")
+    if not (job.is_local or config.verbose):
+        # Ray Train's print also logs to the root logger, and the driver would show each line twice.
+        logging.getLogger().setLevel(logging.WARNING)
+    device = _choose_device(job, rank)
     _prepare_process(job, rank, context.get_local_world_size(), device)
     require_same_code(job.code)
     inputs: Inputs = ray.get(job.inputs) if isinstance(job.inputs, ray.ObjectRef) else job.inputs
@@ -99,6 +104,25 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
     return worker, state
 
 
+def _choose_device(job: Job, rank: int) -> torch.device:
+    """This worker's GPU, or the CPU if the run is not to use GPUs or one of the workers cannot. A collective.
+
+    The process group has been chosen by the same rule.
+    """
+    if not job.use_gpu:
+        return torch.device("cpu")
+    # Without Ray's processes, the driver has looked.
+    problems = [] if job.is_local else [problem for problem in from_all_ranks(find_gpus().problem) if problem]
+    if not problems:
+        gpu: torch.device = ray.train.torch.get_device()
+        return gpu
+    try:
+        fall_back(job.config.device, problems[0], is_announced=rank == 0)
+    except UsageError as error:
+        raise RefusedError(str(error)) from error
+    return torch.device("cpu")
+
+
 def _fingerprint(inputs: Inputs) -> dict[str, object]:
     dataset = inputs.dataset
     return {
@@ -109,9 +133,6 @@ def _fingerprint(inputs: Inputs) -> dict[str, object]:
 
 
 def _prepare_process(job: Job, rank: int, processes_here: int, device: torch.device) -> None:
-    if not (job.is_local or job.config.verbose):
-        # Ray Train's print also logs to the root logger, and the driver would show each line twice.
-        logging.getLogger().setLevel(logging.WARNING)
     if job.is_local and dist.is_initialized():
         # Ray's local mode has no setting for the timeout.
         set_collective_timeout(job.config.collective_timeout_seconds)

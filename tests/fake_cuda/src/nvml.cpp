@@ -47,3 +47,8 @@ API int nvmlSystemGetDriverVersion(char* text, unsigned length) {
     snprintf(text, length, "%s", fake::settings::driver_is_too_old() ? "470.82.01" : "580.95.05");
     return 0;
 }
+
+API int nvmlSystemGetCudaDriverVersion_v2(int* version) {
+    *version = fake::settings::driver_is_too_old() ? 11040 : FAKE_CUDA_VERSION;
+    return 0;
+}

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -38,6 +39,18 @@ def test_driver_imports_without_private_modules(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(sys.modules[package], name, module)
         monkeypatch.delitem(sys.modules, module.__name__)
         assert importlib.import_module(module.__name__) is not module
+
+
+def test_workers_are_connected_with_gloo_if_one_of_them_lacks_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+    monkeypatch.setattr(TorchConfig().backend_cls, "on_start", lambda *given: chosen.append(given[2].backend))
+    for resources, lacking in (({"GPU": 1}, [False, True]), ({"GPU": 1}, [False, False]), ({"CPU": 1}, [True, True])):
+        workers = SimpleNamespace(
+            get_resources_per_worker=lambda resources=resources: resources, execute=lambda _, lacking=lacking: lacking
+        )
+        TolerantBackend().on_start(workers, torch_config(30))
+    # Without a value, Ray chooses NCCL for workers with GPUs.
+    assert chosen == ["gloo", None, None]
 
 
 def test_backend_tolerates_workers_killed_for_memory_or_falls_back(
