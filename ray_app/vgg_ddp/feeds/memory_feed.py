@@ -1,4 +1,4 @@
-"""The feed for decoded images in the memory of the device that trains, and whether they fit there."""
+"""The feed for decoded images in the memory of the device that trains."""
 
 import torch
 from torch import Tensor
@@ -16,20 +16,6 @@ from vgg_ddp.feeds.feed import (
     rank_range,
     slices,
 )
-
-# The rest is for activations.
-GPU_SHARE = 0.5
-
-
-def image_bytes(dataset: Dataset) -> int:
-    """Size of the images of both splits."""
-    return dataset.train.images.nbytes + dataset.test.images.nbytes
-
-
-def fits_beside_model(dataset: Dataset, device: torch.device) -> bool:
-    """Whether the images of both splits take at most half of the memory that the GPU has left."""
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    return image_bytes(dataset) <= GPU_SHARE * free_bytes
 
 
 class MemoryFeed:

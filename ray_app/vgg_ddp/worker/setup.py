@@ -17,10 +17,9 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from vgg_ddp.compat.torch_dynamo import no_dynamo
 from vgg_ddp.compat.torch_store import set_collective_timeout
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.data.dataset import Dataset
+from vgg_ddp.feeds.choose import fits_on, make_feed
 from vgg_ddp.feeds.feed import Feed
-from vgg_ddp.feeds.host_feed import HostFeed
-from vgg_ddp.feeds.memory_feed import MemoryFeed, fits_beside_model, image_bytes
+from vgg_ddp.feeds.memory_feed import MemoryFeed
 from vgg_ddp.flags import UsageError
 from vgg_ddp.job import Inputs, Job, RefusedError
 from vgg_ddp.machine.gpus import fall_back, find_gpus
@@ -203,24 +202,15 @@ def _warm_up(
 
 
 def _make_feed(inputs: Inputs, config: TrainConfig, rank: int, world_size: int, device: torch.device) -> Feed:
-    """The feed of this rank. The model and its optimizer must be on the device already. On GPUs, a collective."""
-    dataset = inputs.dataset
-    if not isinstance(dataset, Dataset):
-        # Importing Ray Data is slow.
-        from vgg_ddp.feeds.stream_feed import StreamFeed
-
-        return StreamFeed(dataset, config, rank, world_size, device)
-    if device.type == "cpu":
-        return MemoryFeed(dataset, config, rank, world_size, device)
-    fits = fits_beside_model(dataset, device)
+    """The feed of this rank. The model and its optimizer must be on the device already. A collective."""
+    fits = fits_on(device, inputs.dataset)
     without_room = from_all_ranks(fits).count(False)
     if rank == 0 and without_room:
-        where = f" on {without_room} of {world_size} workers" if without_room < world_size else ""
         print_note(
-            f"the images ({image_bytes(dataset) / 1e9:,.1f} GB) stay in host memory{where}: they would take more than "
+            f"the images stay in host memory on {without_room} of {world_size} worker(s): they would take more than "
             "half of the GPU's free memory."
         )
-    return (MemoryFeed if fits else HostFeed)(dataset, config, rank, world_size, device)
+    return make_feed(inputs.dataset, config, rank, world_size, device, fits)
 
 
 def _make_control(job: Job, rank: int, device: torch.device, saver: Saver, feed: Feed) -> Control:
