@@ -109,7 +109,8 @@ def test_images_larger_than_the_gpu_train_to_the_same_weights(
 ) -> None:
     small, error = train(program, "small", fake_gpus(1, memory_mb=3) | SMALL_GPU)
     assert error == (
-        "NOTE: the images stay in host memory on 1 of 1 worker(s): they would take more than half of the GPU's free memory.\n"
+        "NOTE: the images stay in host memory on 1 of 1 worker(s): they would take more than half of the GPU's free "
+        "memory.\n"
     )
     large, error = large_gpu
     assert error == ""
