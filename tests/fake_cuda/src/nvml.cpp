@@ -29,6 +29,19 @@ API int nvmlDeviceGetHandleByIndex(unsigned index, void** handle) {
     return nvmlDeviceGetHandleByIndex_v2(index, handle);
 }
 
+// Bus identifiers are those of device.cpp: "0000:01:00.0" is the first GPU.
+API int nvmlDeviceGetHandleByPciBusId_v2(const char* bus, void** handle) {
+    unsigned domain, number;
+    if (sscanf(bus, "%x:%x", &domain, &number) != 2) return 2;
+    *handle = reinterpret_cast<void*>(static_cast<uintptr_t>(number));
+    return 0;
+}
+
+API int nvmlDeviceGetComputeRunningProcesses(void*, unsigned* count, void*) {
+    *count = 0;
+    return 0;
+}
+
 API int nvmlDeviceGetName(void* handle, char* text, unsigned length) {
     int gpu = static_cast<int>(reinterpret_cast<uintptr_t>(handle)) - 1;
     snprintf(text, length, "%s", fake::settings::name(gpu).c_str());
@@ -38,6 +51,18 @@ API int nvmlDeviceGetName(void* handle, char* text, unsigned length) {
 API int nvmlDeviceGetUUID(void* handle, char* text, unsigned length) {
     snprintf(text, length, "GPU-%08x-0000-0000-0000-000000000000",
              static_cast<unsigned>(reinterpret_cast<uintptr_t>(handle)));
+    return 0;
+}
+
+// Not supported (3): links between GPUs.
+API int nvmlDeviceGetNvLinkRemoteDeviceType(void*, unsigned, int*) { return 3; }
+
+API int nvmlDeviceGetNvLinkRemotePciInfo_v2(void*, unsigned, void*) { return 3; }
+
+API int nvmlDeviceGetGpuFabricInfoV(void*, void*) { return 3; }
+
+API int nvmlSystemGetCudaDriverVersion_v2(int* version) {
+    *version = fake::settings::driver_is_too_old() ? 11040 : FAKE_CUDA_VERSION;
     return 0;
 }
 

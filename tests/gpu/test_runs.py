@@ -1,0 +1,150 @@
+"""Whole runs on the fake CUDA: one process, torchrun, and Ray, over NCCL. Its results are those of the CPU."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fake_cuda import counts
+from support.command import (
+    PATIENCE,
+    count_checkpoints,
+    main_command,
+    marked_processes,
+    run_main,
+    run_torchrun,
+    started,
+    wait_until,
+)
+from vgg_ddp.run.files import read_metrics
+from vgg_ddp.run.storage import Folder
+
+pytestmark = pytest.mark.slow
+
+FakeGpus = Callable[..., dict[str, str]]
+
+FLAGS: tuple[object, ...] = ("--recipe", "classic", "--batch-size", 24, "--precision", "fp32", "--lr", 0.02)
+# A checkpoint at every opportunity: the first one is written long before the run ends.
+FLAGS += ("--epochs", 2, "--checkpoint-every-seconds", 0.01, "--run-name", "run")
+# The fake GPU computes as the CPU does without its own convolutions.
+ON_CPU = ("--device", "cpu", "--no-fast-convolutions")
+
+
+def model(cwd: Path) -> bytes:
+    return (cwd / "runs/run/model.safetensors").read_bytes()
+
+
+def losses(cwd: Path) -> list[float]:
+    return [row[name] for row in read_metrics(Folder.at(str(cwd / "runs/run"))) for name in ("loss", "test_loss")]
+
+
+def require_emulated(folder: Path, processes: int) -> counts.Counts:
+    """Check that so many processes trained on a GPU, that no kernel ran without being computed, and none waits."""
+    counted = [found for found in counts.read(folder).values() if found.launches > 1000]
+    assert len(counted) == processes, counts.read(folder)
+    total = counts.total(folder)
+    assert not total.starting_with("not emulated", "illegal", "hung"), total
+    return total
+
+
+@pytest.fixture(scope="module")
+def one_undisturbed(tiny_data: Path, fake_gpus: FakeGpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run of one process on a GPU."""
+    cwd, counted = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("counts")
+    flags = ("--num-workers", 0, "--data", tiny_data, *FLAGS)
+    result = run_main(*flags, "--device", "gpu", cwd=cwd, **fake_gpus(1, counts=counted))
+    assert result.returncode == 0 and result.stderr == "", result.stderr
+    assert "1 GPU worker in fp32" in result.stdout
+    require_emulated(counted, 1)
+    return cwd
+
+
+@pytest.fixture(scope="module")
+def two_undisturbed(tiny_data: Path, fake_gpus: FakeGpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed run of two processes under torchrun, on two GPUs."""
+    cwd, counted = tmp_path_factory.mktemp("two"), tmp_path_factory.mktemp("counts")
+    environment = fake_gpus(2, counts=counted)
+    result = run_torchrun(2, "--data", tiny_data, *FLAGS, "--device", "gpu", cwd=cwd, **environment)
+    assert result.returncode == 0, result.stderr
+    assert require_emulated(counted, 2)["communicators"] == 2
+    return cwd
+
+
+def test_run_on_a_gpu_has_the_losses_and_weights_of_the_cpu(
+    one_undisturbed: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    result = run_main("--num-workers", 0, "--data", tiny_data, *FLAGS, *ON_CPU, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert losses(one_undisturbed) == pytest.approx(losses(tmp_path), rel=1e-6)
+    assert model(one_undisturbed) == model(tmp_path)
+
+
+def test_two_gpus_over_nccl_have_the_weights_of_two_cpu_processes_over_gloo(
+    two_undisturbed: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    result = run_torchrun(2, "--data", tiny_data, *FLAGS, *ON_CPU, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert model(two_undisturbed) == model(tmp_path)
+
+
+def test_terminated_run_on_a_gpu_resumes_to_the_same_weights(
+    one_undisturbed: Path, tiny_data: Path, fake_gpus: FakeGpus, tmp_path: Path
+) -> None:
+    command = main_command("--num-workers", 0, "--data", tiny_data, *FLAGS, "--device", "gpu")
+    with started(tmp_path, command, **fake_gpus(1)) as process:
+        wait_until(lambda: count_checkpoints(tmp_path / "runs/run") >= 1)
+        process.terminate()
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 143, output
+    resumed = run_main("--resume", "run", cwd=tmp_path, **fake_gpus(1))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Resumed at step" in resumed.stdout
+    assert model(tmp_path) == model(one_undisturbed)
+
+
+def test_ray_with_two_gpus_and_a_minimum_of_one_has_the_weights_of_torchrun(
+    two_undisturbed: Path, tiny_data: Path, fake_gpus: FakeGpus, tmp_path: Path
+) -> None:
+    (tmp_path / "counts").mkdir()
+    flags = ("--num-workers", 2, "--min-workers", 1, "--data", tiny_data, *FLAGS, "--device", "gpu")
+    with started(tmp_path, main_command(*flags), **fake_gpus(2, counts=tmp_path / "counts")) as process:
+        output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    assert "2 GPU workers in fp32" in output
+    require_emulated(tmp_path / "counts", 2)
+    assert model(tmp_path) == model(two_undisturbed)
+
+
+def test_run_on_two_gpus_survives_the_kill_of_a_worker_and_the_weights_are_the_same(
+    two_undisturbed: Path, tiny_data: Path, fake_gpus: FakeGpus, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    flags = ("--num-workers", 2, "--data", tiny_data, *FLAGS, "--device", "gpu")
+    with started(tmp_path, main_command(*flags), log, **fake_gpus(2)) as process:
+        wait_until(lambda: count_checkpoints(tmp_path / "runs/run") >= 1)
+        processes = marked_processes(tmp_path.name).items()
+        os.kill([pid for pid, line in processes if line.startswith("ray::RayTrainWorker")][1], signal.SIGKILL)
+        assert process.wait(PATIENCE) == 0, log.read_text()
+    output = log.read_text()
+    assert "restart 1 of at most 3" in output and "Resumed at step" in output, output
+    assert model(tmp_path) == model(two_undisturbed)
+
+
+def test_gpus_of_different_kinds_share_the_work_of_muon_and_have_the_weights_of_equal_ones(
+    tiny_data: Path, fake_gpus: FakeGpus, tmp_path: Path
+) -> None:
+    collectives, models = [], []
+    # If a rank's weights differed from the others', so would its gradients, and then everyone's weights.
+    for kind, names in (("equal", "NVIDIA H100"), ("mixed", "NVIDIA H100,NVIDIA L4")):
+        cwd, counted = tmp_path / kind, tmp_path / f"counts-{kind}"
+        cwd.mkdir()
+        counted.mkdir()
+        flags = ("--data", tiny_data, *FLAGS, "--recipe", "fast", "--epochs", 1, "--device", "gpu")
+        result = run_torchrun(2, *flags, cwd=cwd, **fake_gpus(2, counts=counted, names=names))
+        assert result.returncode == 0, result.stderr
+        collectives.append(sum(require_emulated(counted, 2).starting_with("collective").values()))
+        models.append(model(cwd))
+    assert collectives[1] > collectives[0]
+    assert models[0] == models[1]
