@@ -128,7 +128,7 @@ class Benchmark:
         parts: dict[str, Callable[[], object]] = {
             "plan": lambda: training.start_epoch(1),
             "steps": lambda: [training.step() for _ in range(steps)],
-            "decision": training.worker.control.decide,
+            "decision": lambda: training.worker.control.decide(training.state.sums),
             "sums": training.state.sums.total,
             "evaluation": lambda: evaluate(training.worker, training.state),
             "checkpoint_copy": training.state.snapshot,

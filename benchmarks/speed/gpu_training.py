@@ -16,6 +16,7 @@ from vgg_ddp.run.saver import Saver
 from vgg_ddp.run.storage import Folder
 from vgg_ddp.worker.decisions import Control
 from vgg_ddp.worker.graphs import EAGER_STEPS, GraphedSteps
+from vgg_ddp.worker.hangs import HangMonitor
 from vgg_ddp.worker.metrics import Sums
 from vgg_ddp.worker.model import prepare_model
 from vgg_ddp.worker.muon import BatchedMuon, Muon
@@ -78,6 +79,7 @@ class Training:
             control=Control(DEVICE, float("inf"), None, lambda: False),
             saver=Saver(run, 0),
             telemetry=Silent(),
+            monitor=HangMonitor(config.collective_timeout_seconds),
         )
         self._graphs = GraphedSteps(self.worker, self.state) if variant.startswith("graphed") else None
         self._start = copy.deepcopy(self.state.snapshot())

@@ -75,7 +75,9 @@ def test_run_resumed_on_another_number_of_workers_follows_the_same_loss_curve_wi
         calls.append(1)
         return len(calls) > 13
 
-    outcome, rows = train(3, stop_requested=stop_in_the_second_epoch, run_name="resized", **SETTINGS)
+    # Frequent checkpoints: the ranks decide after every step.
+    frequent = {"checkpoint_every_seconds": 0.01}
+    outcome, rows = train(3, stop_requested=stop_in_the_second_epoch, run_name="resized", **SETTINGS, **frequent)
     assert (outcome.kind, len(rows)) == ("stopped", 1)
     assert 10 < outcome.step < 20
     outcome, rows = train(1, run_name="resized", **SETTINGS)

@@ -89,7 +89,7 @@ class Telemetry:
             torch.cuda.synchronize(self._device)
         phases, self.phases = self.phases | {"first step": time.time()}, {}
         if self._rank == 0:
-            self._saver.write_if_possible(STARTUP_FILE, lambda: write_startup(self._run, phases))
+            self._saver.write_newest(STARTUP_FILE, lambda: write_startup(self._run, phases))
 
     def show(self, values: Mapping[str, float]) -> None:
         """Set gauges of the run."""
@@ -98,12 +98,10 @@ class Telemetry:
                 self._gauges.set(values)
 
     def show_rank(self) -> None:
-        """Report the phases of the measured step and the memory in use. On a GPU, a device-to-host sync."""
+        """Report the phases of the measured step and the memory in use. Waits for nothing."""
         if self._rank_metrics:
-            # Outside of what may fail: here, a GPU reports that a step failed.
-            seconds = self._clock.stop()
             with self._gauges_optional():
-                self._rank_metrics.observe(seconds)
+                self._rank_metrics.observe(self._clock.stop())
                 self._rank_metrics.set({"memory_bytes": own_memory_bytes()})
                 if self._device.type == "cuda":
                     self._rank_metrics.set({"gpu_memory_bytes": torch.cuda.max_memory_allocated(self._device)})
@@ -123,7 +121,10 @@ class Telemetry:
 
 
 class StepClock:
-    """Splits steps into phases; on a GPU, with events in its stream, which no step waits for.
+    """Splits steps into phases; on a GPU, with events in its stream, which nothing waits for.
+
+    A GPU may still have to reach the last events of a step when the step is stopped. So its times are given out one
+    step later: the ranks' decision after that step has waited for the GPU.
 
     Communication is the part that does not overlap with the backward pass: from this rank's last gradient until all
     gradients are averaged, and the ranks' decision after a step. Waiting for a slower rank counts as communication.
@@ -132,6 +133,7 @@ class StepClock:
     def __init__(self, device: torch.device, module: nn.Module) -> None:
         self._on_gpu = device.type == "cuda"
         self._marks: list[tuple[Phase | None, Moment]] = []
+        self._stopped = self._marks
         # The first parameter gets its gradient last.
         last = next(parameter for parameter in module.parameters() if parameter.requires_grad)
         last.register_hook(lambda _: self.mark("compute"))
@@ -146,8 +148,10 @@ class StepClock:
             self._marks.append((phase, self._now()))
 
     def stop(self) -> dict[str, float]:
-        """Seconds of each phase; empty if no step was measured. On a GPU, a device-to-host sync."""
+        """Seconds of each phase; empty if no step was measured. On a GPU, those of the previously stopped step."""
         marks, self._marks = self._marks, []
+        if self._on_gpu:
+            marks, self._stopped = self._stopped, marks
         seconds: dict[str, float] = dict.fromkeys(get_args(Phase), 0.0) if marks else {}
         for (_, earlier), (phase, later) in pairwise(marks):
             assert phase is not None
@@ -166,7 +170,6 @@ def _seconds_between(earlier: Moment, later: Moment) -> float:
     if isinstance(earlier, float) and isinstance(later, float):
         return later - earlier
     assert not isinstance(earlier, float) and not isinstance(later, float)
-    later.synchronize()
     milliseconds: float = earlier.elapsed_time(later)
     return milliseconds / 1000
 

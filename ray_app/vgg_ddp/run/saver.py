@@ -33,6 +33,7 @@ class Saver:
         self._writer = ThreadPoolExecutor(1)
         self._checkpoint: Future[None] | None = None
         self._temporary: Future[None] | None = None
+        self._newest: dict[str, Future[None]] = {}
         self._noted: set[str] = set()
 
     def write_reliably(self, write: Callable[[], None]) -> None:
@@ -49,6 +50,15 @@ class Saver:
                 _write_with_retries(write)
             else:
                 write()
+
+    def write_newest(self, name: str, write: Callable[[], None]) -> None:
+        """Write an optional file in the background: storage that is slow does not hold up training.
+
+        If an earlier version of the file still waits for its turn, the new one replaces it.
+        """
+        if name in self._newest:
+            self._newest[name].cancel()
+        self._newest[name] = self._writer.submit(self.write_if_possible, name, write)
 
     def write_in_background(self, write: Callable[[], None]) -> None:
         """Write a short-lived file; skipped while the previous such write is still running."""
@@ -75,8 +85,9 @@ class Saver:
         """Wait for the background thread to finish all writes."""
         if self._checkpoint:
             self._checkpoint.result()
-        if self._temporary:
-            wait([self._temporary])
+        wait([self._temporary] if self._temporary else [])
+        for future in self._newest.values():
+            future.result()
 
 
 def _write_with_retries(write: Callable[[], None]) -> None:

@@ -1,19 +1,12 @@
 """Choose the failure to show when several workers fail, and print each failure as it happens."""
 
-import re
 import sys
 import traceback
 from typing import Any
 
 from ray.train import UserCallback
 
-# Errors of the other ranks after one rank is gone: a consequence, not the cause.
-_CONSEQUENCE = re.compile(r"Connection (closed|reset) by peer|gloo|NCCL|Broken pipe|Application timeout", re.IGNORECASE)
-
-
-def is_consequence(failure: Exception) -> bool:
-    """Whether a worker failed only because another rank had stopped."""
-    return bool(_CONSEQUENCE.search(str(failure)))
+from vgg_ddp.worker.hangs import is_consequence
 
 
 def first_cause(failures: dict[int, Exception]) -> tuple[int, Exception]:

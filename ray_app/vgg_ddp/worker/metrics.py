@@ -28,11 +28,6 @@ class Sums:
             dist.all_reduce(values)
         return [float(value) for value in values.tolist()]
 
-    def own_mean_loss(self) -> float:
-        """This rank's mean loss since the epoch started. A device-to-host sync."""
-        loss, _, count = self.values.tolist()
-        return float(loss / count)
-
     def restart_from(self, total: list[float], rank: int) -> None:
         """Continue from the sums that `total` returned: rank 0 gets them, and the other ranks start from zero."""
         self.values.zero_()

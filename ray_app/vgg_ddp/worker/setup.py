@@ -1,8 +1,8 @@
 """Set up a worker before its first step: check that the ranks agree, build the model, resume."""
 
 import logging
-import os
 import time
+from collections.abc import Callable
 
 import ray
 import ray.train
@@ -35,9 +35,10 @@ from vgg_ddp.run.files import write_config
 from vgg_ddp.run.notes import print_note
 from vgg_ddp.run.saver import Saver
 from vgg_ddp.run.storage import Folder
-from vgg_ddp.worker.code import require_same_code
+from vgg_ddp.worker.agreement import require_same_code, require_same_images_and_storage
 from vgg_ddp.worker.ddp import SYNC_BUFFERS, from_all_ranks, from_rank_zero, warm_up_reducer
 from vgg_ddp.worker.decisions import Control
+from vgg_ddp.worker.hangs import HangMonitor
 from vgg_ddp.worker.metrics import Sums
 from vgg_ddp.worker.model import prepare_model
 from vgg_ddp.worker.optimizers import Schedule, build_optimizers
@@ -60,7 +61,7 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
     _prepare_process(job, rank, context.get_local_world_size(), device)
     require_same_code(job.code)
     inputs: Inputs = ray.get(job.inputs) if isinstance(job.inputs, ray.ObjectRef) else job.inputs
-    _require_same_images_and_storage(job, inputs)
+    require_same_images_and_storage(job, inputs)
     run, precision, newest = from_rank_zero(lambda: _start(job, device))
     _require_resumable(job, inputs, precision, newest)
     dataset, recipe = inputs.dataset, config.chosen_recipe()
@@ -71,6 +72,7 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
     ddp_model, state = _start_state(model, config, recipe, device, DTYPES[precision], share_muon)
     feed, saver = _make_feed(inputs, config, rank, world_size, device), Saver(run, rank)
     steps_per_epoch = dataset.num_train // config.global_batch
+    monitor = HangMonitor(config.collective_timeout_seconds)
     worker = Worker(
         config,
         recipe,
@@ -89,9 +91,10 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
         steps_per_epoch=steps_per_epoch,
         fingerprint=_fingerprint(inputs),
         schedule=Schedule(recipe, state.optimizers.peak_lrs, config.epochs * steps_per_epoch, device),
-        control=_make_control(job, rank, device, saver, feed),
+        control=_make_control(job, rank, device, saver, feed, monitor.arrive),
         saver=saver,
         telemetry=Telemetry(run, saver, rank, device, model, not job.is_local, config.profile),
+        monitor=monitor,
         graphed=_uses_graphs(config, device, feed, on_one_machine and not share_muon),
     )
     phases["model built"] = time.time()
@@ -213,7 +216,9 @@ def _make_feed(inputs: Inputs, config: TrainConfig, rank: int, world_size: int, 
     return make_feed(inputs.dataset, config, rank, world_size, device, fits)
 
 
-def _make_control(job: Job, rank: int, device: torch.device, saver: Saver, feed: Feed) -> Control:
+def _make_control(
+    job: Job, rank: int, device: torch.device, saver: Saver, feed: Feed, arrive: Callable[[], None]
+) -> Control:
     # Under Ray, one rank's request is enough; under torchrun, a signal may reach any of the processes.
     stop_requested = job.stop_requested if rank == 0 or job.is_local else None
     return Control(
@@ -221,6 +226,7 @@ def _make_control(job: Job, rank: int, device: torch.device, saver: Saver, feed:
         job.config.checkpoint_every_seconds,
         stop_requested,
         lambda: saver.failure is not None or feed.failure is not None,
+        arrive,
     )
 
 
@@ -242,7 +248,7 @@ def _record_settings(worker: Worker, model: str) -> None:
         "images_on": worker.feed.images_on,
         "global_batch_size": config.global_batch,
     }
-    worker.saver.write_if_possible(CHOSEN_FILE, lambda: write_chosen(run, chosen))
+    worker.saver.write_newest(CHOSEN_FILE, lambda: write_chosen(run, chosen))
 
 
 def _resume(worker: Worker, state: TrainState, name: str) -> None:
@@ -267,25 +273,6 @@ def _start(job: Job, device: torch.device) -> tuple[Folder, str, str | None]:
     # A resumed run keeps its precision, even on another kind of machine.
     name, state = newest
     return job.run, state["precision"], name
-
-
-def _require_same_images_and_storage(job: Job, inputs: Inputs) -> None:
-    is_blind = job.lock_file is not None and not os.path.isfile(job.lock_file)
-    images = f"{inputs.dataset.name}, {inputs.dataset.num_train:,} training images"
-    answers = from_all_ranks((images, inputs.digest, ray.util.get_node_ip_address() if is_blind else None))
-    if len({(images, digest) for images, digest, _ in answers}) > 1:
-        # Each of torchrun's processes loads its own images.
-        found = sorted({images for images, _, _ in answers})
-        described = "; ".join(found) if len(found) > 1 else f"{found[0]}, but with different content"
-        raise RefusedError(f"the workers found different images ({described}): use another --data.")
-    blind = sorted({node for _, _, node in answers if node})
-    if blind:
-        # A folder of that name may exist there; only the lock file proves that it is the same folder.
-        assert job.lock_file is not None
-        raise RefusedError(
-            f"--storage-path {os.path.dirname(job.lock_file)} of the driver is not on {', '.join(blind)}: several "
-            "machines need a shared folder (NFS) or a URI such as s3://bucket/runs."
-        )
 
 
 def _require_resumable(job: Job, inputs: Inputs, precision: str, newest: str | None) -> None:

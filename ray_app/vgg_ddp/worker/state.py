@@ -15,6 +15,7 @@ from vgg_ddp.run.saver import Saver
 from vgg_ddp.run.storage import Folder
 from vgg_ddp.worker.ddp import gather_buffers, load_buffers
 from vgg_ddp.worker.decisions import Control
+from vgg_ddp.worker.hangs import HangMonitor
 from vgg_ddp.worker.metrics import Sums
 from vgg_ddp.worker.optimizers import Optimizers, Schedule
 
@@ -54,6 +55,7 @@ class Worker:
     control: Control
     saver: Saver
     telemetry: "Telemetry"
+    monitor: HangMonitor
     graphed: bool = False
 
     @property

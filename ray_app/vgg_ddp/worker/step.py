@@ -61,5 +61,7 @@ def evaluate(worker: Worker, state: TrainState) -> list[float]:
     state.model.eval()
     for images, labels in worker.feed.test_batches():
         sums.add(*forward(worker, state, state.model, images, labels), labels)
+        worker.monitor.beat()
     state.model.train()
+    worker.monitor.arrive()
     return sums.total()

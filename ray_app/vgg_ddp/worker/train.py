@@ -3,8 +3,8 @@
 `train_loop` runs on each of Ray Train's workers, and in each process of torchrun. It sets up the worker (`setup.py`),
 then trains epoch by epoch; the arithmetic of a step is in `step.py`. `Worker` holds everything that stays the same
 during training; `TrainState` holds everything that changes, which is exactly what a checkpoint contains. Ranks must act
-together: if one decided alone, the others would wait for it in a collective. So every `steps_between_decisions` steps,
-one all-reduce decides what all ranks do next (`decisions.py`).
+together: if one decided alone, the others would wait for it in a collective. So about every quarter of a second, one
+all-reduce decides what all ranks do next (`decisions.py`).
 """
 
 import math
@@ -32,7 +32,7 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
         worker, state = set_up(settings["job"])
     except RefusedError as refusal:
         return Outcome("refused", str(refusal))
-    with hung_ranks_named(worker.config.collective_timeout_seconds, lambda: state.step):
+    with hung_ranks_named(worker.monitor, lambda: state.step):
         outcome = train(worker, state)
     worker.telemetry.close()
     worker.saver.wait()
@@ -63,19 +63,22 @@ def train_epoch(worker: Worker, state: TrainState, graphs: GraphedSteps | None) 
     decision = Decision()
     for step in range(first_step, worker.steps_per_epoch):
         is_last = step + 1 == worker.steps_per_epoch
-        decides = is_last or (state.step + 1) % worker.control.steps_between_decisions == 0
+        decides = worker.control.is_due(is_last)
         # Only the step before a decision is timed; it represents the others.
         worker.telemetry.start_step(measured=decides)
         if graphs:
+            worker.monitor.arrive()
             graphs.take_step()
         else:
             images, labels = next(batches)
+            worker.monitor.arrive()
             train_step(worker, state, images, labels, state.step)
         state.step += 1
         worker.telemetry.end_step()
         state.epoch_seconds = time.monotonic() - started
         if decides:
-            decision = worker.control.decide()
+            decision = worker.control.decide(state.sums)
+            worker.monitor.check()
             if outcome := act_on(decision, worker, state, is_last):
                 return outcome
     if outcome := finish_epoch(worker, state, started):
@@ -90,10 +93,12 @@ def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome |
 
     Collectives, and a device-to-host sync.
     """
+    worker.monitor.arrive()
     train_loss, train_correct, train_count = state.sums.total()
     # `total` waited for the device, so all steps are done now.
     seconds = time.monotonic() - started
     test_loss, test_correct, test_count = evaluate(worker, state)
+    worker.monitor.check()
     if test_count != worker.num_test:
         if refusal := bad_image(worker, state):
             return refusal
@@ -117,7 +122,8 @@ def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome |
     worker.telemetry.show(state.rows[-1])
     if worker.rank == 0:
         # The driver reads this file for the terminal, TensorBoard, and MLflow.
-        worker.saver.write_if_possible(METRICS_FILE, lambda: write_metrics(worker.run, state.rows))
+        rows = list(state.rows)
+        worker.saver.write_newest(METRICS_FILE, lambda: write_metrics(worker.run, rows))
     return None
 
 
@@ -126,9 +132,10 @@ def act_on(decision: Decision, worker: Worker, state: TrainState, is_last: bool)
     worker.telemetry.mark("communication")
     worker.telemetry.show({"step": state.step, "workers": worker.world_size})
     if worker.telemetry.progress_is_due():
-        # Only rank 0's loss: a progress bar is not worth a collective. `decide` has just waited for the device.
-        loss = state.sums.own_mean_loss()
-        worker.telemetry.write_progress(state.step, worker.steps_per_epoch, worker.config.global_batch, loss)
+        # Only rank 0's loss: a progress bar is not worth a collective.
+        worker.telemetry.write_progress(
+            state.step, worker.steps_per_epoch, worker.config.global_batch, decision.mean_loss
+        )
     if decision.bad_step is not None:
         worker.telemetry.show({"diverged": 1.0})
         return Outcome("diverged", describe_divergence(worker, decision.bad_step), decision.bad_step)
@@ -145,7 +152,10 @@ def act_on(decision: Decision, worker: Worker, state: TrainState, is_last: bool)
 def save(worker: Worker, state: TrainState) -> None:
     """Start to write a checkpoint. A collective."""
     run = {"precision": worker.precision, "fingerprint": worker.fingerprint}
-    worker.saver.save(state.snapshot() | run)
+    worker.monitor.arrive()
+    snapshot = state.snapshot() | run
+    worker.monitor.check()
+    worker.saver.save(snapshot)
     worker.control.mark_saved()
     worker.telemetry.mark("checkpoint")
 

@@ -131,3 +131,35 @@ def test_background_write_is_skipped_while_busy_and_its_failure_is_ignored(
     saver.wait()
     assert written == ["slow"]
     assert saver.failure is None and not caplog.records
+
+
+def test_newest_version_of_a_file_is_written_in_the_background_and_storage_does_not_hold_up_the_caller(
+    run: Folder,
+) -> None:
+    saver, is_free, written = Saver(run, rank=0), threading.Event(), []
+
+    def write(version: int) -> None:
+        is_free.wait(10)
+        run.write("metrics.csv", f"{version}".encode())
+        written.append(version)
+
+    for version in range(5):
+        saver.write_newest("metrics.csv", lambda version=version: write(version))  # type: ignore[misc]
+    saver.write_newest("startup.json", lambda: run.write("startup.json", b"{}"))
+    assert not written
+    is_free.set()
+    saver.wait()
+    # The first one had started; those between are out of date.
+    assert written in ([0, 4], [4])
+    assert run.read("metrics.csv") == b"4" and run.read("startup.json") == b"{}"
+
+
+def test_failed_write_in_the_background_is_noted_once(run: Folder, capsys: pytest.CaptureFixture[str]) -> None:
+    block(run)
+    saver = Saver(run, rank=0)
+    for _ in range(3):
+        saver.write_newest("metrics.csv", lambda: run.write("metrics.csv", b""))
+        saver.wait()
+    assert saver.failure is None
+    error = capsys.readouterr().err
+    assert error.startswith(f"NOTE: {run}/metrics.csv could not be written: ") and error.count("\n") == 1

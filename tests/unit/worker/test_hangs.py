@@ -1,49 +1,170 @@
-"""Which ranks are blamed when a collective times out."""
+"""Which ranks are blamed when the ranks no longer come together, and how their wait ends."""
 
 import multiprocessing
-import threading
+import os
+import re
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
-from vgg_ddp.worker import hangs
-from vgg_ddp.worker.hangs import HungRankError, explain, find_hung_ranks, hung_ranks_named, is_timeout
+from support.command import free_port
+from vgg_ddp.worker import hangs, reports
+from vgg_ddp.worker.hangs import HangMonitor, HungRankError, explain, hung_ranks_named, is_timeout
+from vgg_ddp.worker.reports import Report, find_hung
 
 TIMEOUT = "[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 10000ms for recv operation"
+# Of the monitors in these tests, in seconds.
+HUNG_AFTER = 1.5
+ANSWER = 1.5
 
 
-def fail(rank: int, waited: bool, store: str, found: "multiprocessing.SimpleQueue[list[int] | None]") -> None:
-    """One of three ranks; rank 1 never reports."""
-    hangs.SECONDS_TO_ANSWER = 2.0
-    hangs.SECONDS_TO_REPORT = 1.0
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=3)
-    if rank == 1:
-        time.sleep(20)
-    found.put(find_hung_ranks(waited))
+def meet(monitor: HangMonitor) -> None:
+    monitor.arrive()
+    dist.all_reduce(torch.ones(1))
+
+
+def have_fault(fault: str, monitor: HangMonitor) -> None:
+    """What one rank does instead of meeting the others."""
+    if fault in ("stopped", "killed"):
+        os.kill(os.getpid(), signal.SIGSTOP if fault == "stopped" else signal.SIGKILL)
+    if fault == "busy":
+        for _ in range(int(HUNG_AFTER / 0.1) + 5):
+            monitor.beat()
+            time.sleep(0.1)
+    if fault == "asleep":
+        time.sleep(60)
+    if fault == "failed":
+        raise ZeroDivisionError("a fault in the code")
+
+
+def train(rank: int, faults: dict[int, str], port: int, folder: Path) -> None:
+    """One of three ranks; writes how its loop ended, or what its monitor printed, to a file named after the rank."""
+    sys.stderr = (folder / f"{rank}").open("w")
+    reports.SECONDS_TO_ANSWER = hangs.SECONDS_TO_ANSWER = ANSWER
+    hangs.SECONDS_BETWEEN_REPORTS, hangs.SECONDS_TO_LEAVE = 0.2, {"gloo": 2 * ANSWER}
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
+    monitor = HangMonitor(HUNG_AFTER)
+    try:
+        with hung_ranks_named(monitor, lambda: 41):
+            meet(monitor)
+            # A fault in all ranks is one in the same place.
+            if len(faults) == 3:
+                monitor.arrive()
+            have_fault(faults.get(rank, ""), monitor)
+            meet(monitor)
+        ending = "finished"
+    except (HungRankError, RuntimeError, ZeroDivisionError) as error:
+        ending = str(error)
+    print(ending, file=sys.stderr, flush=True)
+    os._exit(0)
+
+
+def run(faults: dict[int, str], folder: Path, expected: int) -> tuple[list[str], float]:
+    """How so many of three ranks end, one line per rank, and after how many seconds; kill the others."""
+    context, port = multiprocessing.get_context("fork"), free_port()
+    ranks = [context.Process(target=train, args=(rank, faults, port, folder)) for rank in range(3)]
+    started = time.monotonic()
+    for process in ranks:
+        process.start()
+    while sum(process.exitcode is not None for process in ranks) < expected and time.monotonic() < started + 40:
+        time.sleep(0.05)
+    seconds = time.monotonic() - started
+    for process in ranks:
+        process.kill()
+        process.join()
+    return [(folder / f"{rank}").read_text().strip() for rank in range(3)], seconds
 
 
 @pytest.mark.parametrize(
-    ("waited", "expected"),
-    [({0: True, 2: True}, [1]), ({0: True, 2: False}, [1]), ({0: False, 2: True}, [1]), ({0: False, 2: False}, None)],
+    ("faults", "named", "healthy"),
+    [
+        # The store is in rank 0's process.
+        ({0: "stopped"}, "rank 0", (1, 2)),
+        ({1: "stopped"}, "rank 1", (0, 2)),
+        ({1: "asleep", 2: "asleep"}, "ranks 1, 2", (0,)),
+    ],
 )
-def test_all_ranks_find_the_silent_rank_if_any_timed_out(
-    waited: dict[int, bool], expected: list[int] | None, tmp_path: Path
+def test_healthy_ranks_name_the_silent_ranks_else_those_that_are_behind(
+    faults: dict[int, str], named: str, healthy: tuple[int, ...], tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("fork")
-    found = context.SimpleQueue()
-    ranks = [
-        context.Process(target=fail, args=(rank, waited.get(rank), tmp_path / "store", found)) for rank in range(3)
-    ]
-    for rank in ranks:
-        rank.start()
-    answers = [found.get(), found.get()]
-    for rank in ranks:
-        rank.kill()
-        rank.join()
-    assert answers == [expected, expected]
+    endings, _ = run(faults, tmp_path, expected=len(healthy))
+    message = f"{named} hung: no answer within 1.5 s in step 42 (--collective-timeout-seconds)"
+    assert [endings[rank] for rank in healthy] == [message] * len(healthy)
+
+
+def test_ranks_that_hang_in_the_same_place_have_twice_the_time_and_their_processes_end(tmp_path: Path) -> None:
+    endings, seconds = run(dict.fromkeys(range(3), "asleep"), tmp_path, expected=3)
+    # Printed by the monitors: the training loops are still asleep.
+    assert endings == ["error: a rank hung: no answer within 1.5 s in step 42 (--collective-timeout-seconds)"] * 3
+    assert seconds > 2 * HUNG_AFTER + 2 * ANSWER
+
+
+def test_rank_that_shows_that_it_is_alive_is_waited_for(tmp_path: Path) -> None:
+    endings, seconds = run({1: "busy"}, tmp_path, expected=3)
+    assert endings == ["finished"] * 3
+    assert seconds > HUNG_AFTER
+
+
+@pytest.mark.parametrize("fault", ["killed", "failed"])
+def test_rank_that_ends_is_not_called_hung(fault: str, tmp_path: Path) -> None:
+    endings, seconds = run({1: fault}, tmp_path, expected=3)
+    assert all(re.search("Connection (closed|reset) by peer", endings[rank]) for rank in (0, 2))
+    assert endings[1] == ("a fault in the code" if fault == "failed" else "")
+    assert seconds < HUNG_AFTER + 2
+
+
+NOW = 1000.0
+
+
+def report(position: int, idle_seconds: float, age: float = 0.0, is_answer: bool = True) -> Report:
+    return Report(position, idle_seconds, b"", NOW - age, is_answer)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "must", "expected"),
+    [
+        # Rank 1 has not answered yet, then does not answer at all.
+        ([report(5, 11), report(4, 99, age=9, is_answer=False)], False, None),
+        ([report(5, 11), report(4, 99, age=10, is_answer=False)], False, [1]),
+        # It has answered once, and stopped answering.
+        ([report(5, 11), report(5, 11, age=10)], False, [1]),
+        ([report(5, 11), report(4, 12)], False, [1]),
+        ([report(5, 11), report(5, 11)], False, None),
+        ([report(5, 20), report(5, 20)], False, []),
+        # Rank 1 moves, but a collective has timed out.
+        ([report(5, 20), report(4, 3)], False, None),
+        ([report(5, 20), report(4, 3)], True, [1]),
+        ([report(5, 11), report(5, 11)], True, []),
+    ],
+)
+def test_silent_ranks_are_blamed_first_then_those_behind(
+    ranks: list[Report], must: bool, expected: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: NOW)
+    assert find_hung(dict(enumerate(ranks)), timeout_seconds=10, must=must) == expected
+
+
+def test_report_is_an_answer_once_it_has_changed() -> None:
+    first = Report.read(b"3 0.5 1", None, now=1.0)
+    assert (first.position, first.idle_seconds, first.changed_at, first.is_answer) == (3, 0.5, 1.0, False)
+    assert Report.read(b"3 0.5 1", first, now=2.0) == first
+    second = Report.read(b"3 1.5 2", first, now=3.0)
+    assert (second.idle_seconds, second.changed_at, second.is_answer) == (1.5, 3.0, True)
+    # Nothing was written so far.
+    assert not Report.read(b"", None, now=1.0).is_answer
+
+
+def test_no_monitor_watches_without_a_process_group() -> None:
+    monitor = HangMonitor(0.1)
+    with hung_ranks_named(monitor, lambda: 0):
+        time.sleep(1.0)
+    monitor.check()
 
 
 @pytest.fixture
@@ -54,36 +175,18 @@ def process_group() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_collective_error_is_raised_if_the_store_is_not_exposed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(dist.distributed_c10d, "_get_default_store")
-    with pytest.raises(RuntimeError, match="Timed out waiting 10000ms"), hung_ranks_named(10.0, lambda: 3):
+def test_single_rank_waits_for_nobody() -> None:
+    monitor = HangMonitor(0.1)
+    with pytest.raises(RuntimeError, match="Timed out waiting 10000ms"), hung_ranks_named(monitor, lambda: 3):
         raise RuntimeError(TIMEOUT)
 
 
-@pytest.mark.usefixtures("process_group")
-def test_no_rank_is_blamed_if_the_store_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    class LostStore:
-        def set(self, key: str, value: str) -> None:
-            raise OSError(f"no connection for {key}={value}")
-
-    monkeypatch.setattr(hangs, "default_store", LostStore)
-    assert find_hung_ranks(waited=True) is None
-
-
-@pytest.mark.usefixtures("process_group")
-def test_rank_zero_is_blamed_if_its_store_does_not_respond(monkeypatch: pytest.MonkeyPatch) -> None:
-    thawed = threading.Event()
-
-    class FrozenStore:
-        def set(self, key: str, value: str) -> None:
-            assert thawed.wait(60), f"{key}={value}"
-
-    monkeypatch.setattr(hangs, "default_store", FrozenStore)
-    monkeypatch.setattr(hangs, "SECONDS_TO_ANSWER", 0.1)
-    monkeypatch.setattr(hangs, "STORE_SECONDS", 0.1)
-    with pytest.raises(HungRankError, match="rank 0 hung"), hung_ranks_named(10.0, lambda: 3):
-        raise RuntimeError(TIMEOUT)
-    thawed.set()
+def test_rank_whose_wait_was_ended_does_not_continue() -> None:
+    monitor = HangMonitor(10.0)
+    monitor.error = explain([1], 3, 10.0)
+    for continue_ in (monitor.arrive, monitor.check):
+        with pytest.raises(HungRankError, match="rank 1 hung"):
+            continue_()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from vgg_ddp.job import RefusedError
 from vgg_ddp.machine.code import PACKAGE, Code, code_digest
-from vgg_ddp.worker.code import require_same_code
+from vgg_ddp.worker.agreement import require_same_code
 
 
 def test_digest_depends_on_names_and_content_of_python_files_only(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""Check that all workers have the driver's code, images, and storage."""
+
+import logging
+import os
+
+import ray.util
+
+from vgg_ddp.job import Inputs, Job, RefusedError
+from vgg_ddp.machine.code import Code
+from vgg_ddp.worker.ddp import from_all_ranks, from_rank_zero
+
+logger = logging.getLogger(__name__)
+
+
+def require_same_code(driver_code: Code) -> None:
+    """Check that every rank runs the driver's code. A collective.
+
+    If the files of the driver's own copy changed since the command started, that is only logged: the workers may have
+    been restarted while someone edits the code.
+
+    Raises:
+        RefusedError: on all ranks, if another copy of the code differs.
+    """
+    # Under torchrun, each process is its own driver.
+    driver, here = from_rank_zero(lambda: driver_code), Code.of_this_process()
+    for rank, copy in enumerate(from_all_ranks(here)):
+        if copy.digest != driver.digest and (copy.host, copy.folder) != (driver.host, driver.folder):
+            raise RefusedError(
+                f"rank {rank} runs the code in {copy.folder} on {copy.host}, which differs from the driver's in "
+                f"{driver.folder} on {driver.host}: use the same version on all machines."
+            )
+    if here.digest != driver.digest:
+        logger.warning("Files in %s changed since the command started: the workers run the new code.", here.folder)
+
+
+def require_same_images_and_storage(job: Job, inputs: Inputs) -> None:
+    """Check that every rank has the same images and reaches the driver's storage. A collective.
+
+    Raises:
+        RefusedError: on all ranks, if that is not so.
+    """
+    is_blind = job.lock_file is not None and not os.path.isfile(job.lock_file)
+    images = f"{inputs.dataset.name}, {inputs.dataset.num_train:,} training images"
+    answers = from_all_ranks((images, inputs.digest, ray.util.get_node_ip_address() if is_blind else None))
+    if len({(images, digest) for images, digest, _ in answers}) > 1:
+        # Each of torchrun's processes loads its own images.
+        found = sorted({images for images, _, _ in answers})
+        described = "; ".join(found) if len(found) > 1 else f"{found[0]}, but with different content"
+        raise RefusedError(f"the workers found different images ({described}): use another --data.")
+    blind = sorted({node for _, _, node in answers if node})
+    if blind:
+        # A folder of that name may exist there; only the lock file proves that it is the same folder.
+        assert job.lock_file is not None
+        raise RefusedError(
+            f"--storage-path {os.path.dirname(job.lock_file)} of the driver is not on {', '.join(blind)}: several "
+            "machines need a shared folder (NFS) or a URI such as s3://bucket/runs."
+        )
