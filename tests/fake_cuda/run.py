@@ -1,7 +1,7 @@
-"""Run a command on fake GPUs: python tests/fake_cuda/run.py --gpus 2 ray_app/main.py --epochs 1
+"""Run a Python script on fake GPUs: FAKE_CUDA_GPUS=2 python tests/fake_cuda/run.py -- ray_app/main.py --epochs 1
 
-The libraries are compiled into a temporary folder first. Everything from the script on is passed to Python. Settings of
-the fake CUDA (src/fake.h) are environment variables. At the end, prints the counts of all processes.
+The libraries are compiled into a temporary folder first. All settings (src/fake.h) are environment variables. At the
+end, prints the counts of all processes.
 """
 
 import argparse
@@ -17,28 +17,23 @@ from fake_cuda import build, counts
 
 
 def main() -> int:
-    """Run the command; return its exit code."""
+    """Run the script; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gpus", type=int, default=1)
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="a script and its arguments, or -m and a module")
+    parser.add_argument("script", nargs="+", help="a script and its arguments, after --")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fake-cuda-") as temporary:
         folder = Path(temporary)
         build.build(folder)
         counted = folder / "counts"
         counted.mkdir()
-        environment = build.environment(folder, arguments.gpus, counts=counted)
-        # Settings that the user has made come first.
-        result = subprocess.run([sys.executable, *arguments.command], env=environment_of(environment))
+        fake = build.environment(folder, gpus=1, counts=counted)
+        # Settings that the user has made come first; but the counts are read here.
+        chosen = {name: value for name, value in os.environ.items() if name.startswith("FAKE_CUDA_")}
+        environment = os.environ | fake | chosen | {"FAKE_CUDA_COUNTS": str(counted)}
+        result = subprocess.run([sys.executable, *arguments.script], env=environment)
         for name, value in sorted(counts.total(counted).items()):
             print(f"{value:>10,} {name}", file=sys.stderr)
     return result.returncode
-
-
-def environment_of(fake: dict[str, str]) -> dict[str, str]:
-    """The environment of the command: settings that the user has made come first."""
-    chosen = {name: value for name, value in os.environ.items() if name.startswith("FAKE_CUDA_")}
-    return os.environ | fake | chosen
 
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from fake_cuda import counts
+from support.command import started
 
 FakeGpus = Callable[..., dict[str, str]]
 
@@ -137,7 +140,6 @@ def test_operators_and_graphs_give_the_results_of_the_cpu_and_waits_are_counted(
 COLLECTIVES = """
 import os, signal, time
 import torch.distributed as dist
-from datetime import timedelta
 
 rank = int(os.environ["RANK"])
 torch.cuda.set_device(rank)
@@ -160,6 +162,7 @@ assert gathered == [{"rank": 0}, {"rank": 1}]
 said = [rank + 5]
 dist.broadcast_object_list(said, src=1)
 assert said == [6]
+torch.cuda.synchronize()
 if rank == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 # The other rank is gone: a collective starts, and never ends.
@@ -177,20 +180,12 @@ def test_collectives_give_the_results_of_gloo_and_an_abort_ends_the_wait_for_a_k
     fake_gpus: FakeGpus, tmp_path: Path
 ) -> None:
     code = f"import torch\n{COLLECTIVES}"
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", code],
-            cwd=tmp_path,
-            env=os.environ | fake_gpus(2) | {"RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
-    assert ranks[0].returncode == 0 and "released" in outputs[0], outputs
-    assert ranks[1].returncode == -9, outputs
+    with ExitStack() as stack:
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        ranks = [stack.enter_context(started(tmp_path, command, **fake_gpus(2), RANK=str(rank))) for rank in range(2)]
+        outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
+        assert ranks[0].returncode == 0 and "released" in outputs[0], outputs
+        assert ranks[1].returncode == -signal.SIGKILL, outputs
 
 
 DESCRIBE = """
@@ -201,7 +196,7 @@ print(json.dumps({
     "memory": torch.cuda.mem_get_info(),
 }))
 try:
-    torch.ones(60 << 20, dtype=torch.uint8, device="cuda").add_(1)
+    first = torch.ones(60 << 20, dtype=torch.uint8, device="cuda").add_(1)
     torch.ones(60 << 20, dtype=torch.uint8, device="cuda")
 except Exception as error:
     print(type(error).__name__, error)

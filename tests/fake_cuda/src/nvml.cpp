@@ -61,11 +61,6 @@ API int nvmlDeviceGetNvLinkRemotePciInfo_v2(void*, unsigned, void*) { return 3; 
 
 API int nvmlDeviceGetGpuFabricInfoV(void*, void*) { return 3; }
 
-API int nvmlSystemGetCudaDriverVersion_v2(int* version) {
-    *version = fake::settings::driver_is_too_old() ? 11040 : FAKE_CUDA_VERSION;
-    return 0;
-}
-
 API const char* nvmlErrorString(int) { return "an error of the fake NVML"; }
 
 API int nvmlSystemGetDriverVersion(char* text, unsigned length) {
