@@ -1,7 +1,8 @@
 """The fake CUDA, built once per session, for tests that run the program on GPUs which do not exist."""
 
-import tempfile
-from collections.abc import Callable, Iterator
+import fcntl
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,23 @@ FakeGpus = Callable[..., dict[str, str]]
 
 
 @pytest.fixture(scope="session")
-def fake_cuda() -> Iterator[Path]:
-    """The folder of the compiled libraries."""
-    with tempfile.TemporaryDirectory(prefix="fake-cuda-") as folder:
-        try:
-            build.build(Path(folder))
-        except build.UnavailableError as error:
-            pytest.skip(str(error))
-        yield Path(folder)
+def fake_cuda(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the compiled libraries; processes of the same test run share it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    libraries = folder / "fake-cuda"
+    with (folder / "fake-cuda.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not libraries.exists():
+            unfinished = folder / "fake-cuda-unfinished"
+            unfinished.mkdir(exist_ok=True)
+            try:
+                build.build(unfinished)
+            except build.UnavailableError as error:
+                pytest.skip(str(error))
+            unfinished.rename(libraries)
+    return libraries
 
 
 @pytest.fixture(scope="session")

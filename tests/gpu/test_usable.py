@@ -50,16 +50,6 @@ def test_gpus_that_torch_cannot_use_are_refused_in_one_line(
     assert result.stderr.count("\n") == 1
 
 
-def test_every_gpu_gets_a_worker_by_default(fake_gpus: FakeGpus, flags: list[object], tmp_path: Path) -> None:
-    result = run_main(*flags, cwd=tmp_path, **fake_gpus(2))
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "Workers:   2 on GPU, starting" in result.stdout
-    assert "NOTE" not in result.stdout
-    assert chosen_workers(tmp_path) == ("cuda", 2)
-    # A resumed run keeps it.
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["num_workers"] == 2
-
-
 def test_run_falls_back_to_the_cpu_and_says_why(fake_gpus: FakeGpus, flags: list[object], tmp_path: Path) -> None:
     settings, reason, remedy = NO_CODE
     result = run_main(*flags, "--num-workers", 0, cwd=tmp_path, **fake_gpus(2, **settings))
