@@ -45,13 +45,14 @@ def test_stopped_rank_is_named_and_the_run_recovers(tiny_data: Path, fake_gpus: 
 
 
 def test_process_whose_gpu_hangs_ends_with_an_error(tiny_data: Path, fake_gpus: FakeGpus, tmp_path: Path) -> None:
-    flags = ("--data", tiny_data, "--epochs", 20, "--collective-timeout-seconds", 2)
-    environment = fake_gpus(2, hang_gpu=1, hang_after_launches=4000)
+    flags = ("--data", tiny_data, "--epochs", 40, "--collective-timeout-seconds", 2)
+    environment = fake_gpus(2, hang_gpu=1, hang_after_launches=2000)
     log = tmp_path / "log"
     with started(tmp_path, torchrun_command(2, *flags, *FLAGS), log, **environment):
         wait_until(lambda: (tmp_path / "runs/run/startup.json").exists())
         training = ranks(tmp_path.name)
-        wait_until(lambda: "a rank hung: no answer within 2 s" in log.read_text())
+        wait_until(lambda: "hung: no answer within 2 s" in log.read_text())
         # One of them waits for its GPU, which never answers.
         wait_until(lambda: not any(map(psutil.pid_exists, training)), seconds=30)
-    assert re.search(r"^error: a rank hung: no answer within 2 s in step \d+", log.read_text(), re.MULTILINE)
+    # Both processes wait in about the same place. On the fake GPUs, the one that hangs may even be ahead.
+    assert re.search(r"^error: (a rank|rank \d) hung: no answer within 2 s in step \d+", log.read_text(), re.MULTILINE)

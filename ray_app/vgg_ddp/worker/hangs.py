@@ -19,7 +19,7 @@ from typing import Any
 import torch.distributed as dist
 
 from vgg_ddp.compat.torch_store import default_store, set_collective_timeout
-from vgg_ddp.worker.reports import ENDED, SECONDS_TO_ANSWER, Report, find_hung
+from vgg_ddp.worker.reports import ENDED, JUDGED, SECONDS_TO_ANSWER, Report, find_hung
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ class HangMonitor:
         self._requested_at: float | None = None
         self._is_blind = False
         self._others: dict[int, Report] | None = None
+        # The ranks that hang, according to this rank's monitor or that of another rank.
+        self._hung: list[int] | None = None
         self._timed_out, self._judged, self._left = threading.Event(), threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -130,7 +132,7 @@ class HangMonitor:
         number, rank = 0, dist.get_rank()
         others = [other for other in range(dist.get_world_size()) if other != rank]
         try:
-            while store is not None and not self._left.wait(SECONDS_BETWEEN_REPORTS):
+            while store is not None and not self._left.wait(SECONDS_BETWEEN_REPORTS) and self._hung is None:
                 # Ranks that come together all the time cost no requests.
                 if time.monotonic() - self._arrived_at < SECONDS_BETWEEN_REPORTS:
                     self._others = None
@@ -141,7 +143,7 @@ class HangMonitor:
                 self._others = self._read(store, others) if self._is_suspicious() else None
                 self._requested_at = None
             if store is not None:
-                store.set(_key(rank), ENDED)
+                store.set(_key(rank), ENDED if self._hung is None else JUDGED + " ".join(map(str, self._hung)))
         except RuntimeError as error:
             # The store is gone, and with it the process of another rank, whose failure is reported.
             logger.info("The ranks cannot tell each other where they are: %s", error)
@@ -154,13 +156,21 @@ class HangMonitor:
         """The reports of the other ranks that still train."""
         previous, now = self._others or {}, time.monotonic()
         texts = {rank: store.get(_key(rank)) if store.check([_key(rank)]) else b"" for rank in others}
-        return {rank: Report.read(text, previous.get(rank), now) for rank, text in texts.items() if text != ENDED}
+        for text in texts.values():
+            if text.startswith(JUDGED.encode()):
+                # NCCL would not tell this rank that the other one no longer waits.
+                self._hung = [int(rank) for rank in text.removeprefix(JUDGED.encode()).split()]
+        training = {
+            rank: text for rank, text in texts.items() if not text.startswith((ENDED.encode(), JUDGED.encode()))
+        }
+        return {rank: Report.read(text, previous.get(rank), now) for rank, text in training.items()}
 
     def _watch(self, step: Callable[[], int], backend: str) -> None:
         """Judge whether ranks hang, and end this rank's wait if so."""
         while not self._left.wait(SECONDS_BETWEEN_CHECKS):
-            hung = self._find_hung()
+            hung = self._find_hung() if self._hung is None else self._hung
             if hung is not None:
+                self._hung = hung
                 self._end_wait(explain(hung, step(), self._timeout_seconds), backend)
                 return
 

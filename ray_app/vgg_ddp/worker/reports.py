@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 # A rank whose report stays the same for this time does not answer.
 SECONDS_TO_ANSWER = 10.0
-# Instead of a report: the training loop of the rank has ended, so the rank does not hang.
-ENDED = b"ended"
+# Instead of a report: the training loop of the rank has ended; or its monitor ends its wait, because these ranks hang.
+ENDED, JUDGED = "ended", "hung: "
 
 
 @dataclass(frozen=True)
