@@ -46,7 +46,7 @@ def test_stopped_rank_is_named_and_the_run_recovers(tiny_data: Path, fake_gpus: 
 
 def test_process_whose_gpu_hangs_ends_with_an_error(tiny_data: Path, fake_gpus: FakeGpus, tmp_path: Path) -> None:
     flags = ("--data", tiny_data, "--epochs", 40, "--collective-timeout-seconds", 2)
-    environment = fake_gpus(2, hang_gpu=1, hang_after_launches=2000)
+    environment = fake_gpus(2, hang_gpu=1, hang_after_launches=1000)
     log = tmp_path / "log"
     with started(tmp_path, torchrun_command(2, *flags, *FLAGS), log, **environment):
         wait_until(lambda: (tmp_path / "runs/run/startup.json").exists())
