@@ -15,8 +15,9 @@ from vgg_ddp.run.notes import noted, print_note
 from vgg_ddp.run.saver import Saver
 from vgg_ddp.run.storage import Folder
 
-# The first steps allocate memory, and the profiler's own first step is slow.
-SKIPPED_STEPS, WARMUP_STEPS, STEPS = 3, 1, 3
+# The first steps allocate memory, the next one may be captured in a CUDA graph, and the profiler's own first step is
+# slow.
+SKIPPED_STEPS, WARMUP_STEPS, STEPS = 4, 1, 3
 ROWS = 10
 # The names of kernels contain the types of all their arguments.
 NAME_CHARACTERS = 100
