@@ -160,12 +160,11 @@ def test_step_time_of_every_rank_is_split_into_phases(watched: Watched) -> None:
     assert counts.keys() == {(rank, phase) for rank in "01" for phase in phases}
     for rank in "01":
         (steps,) = {counts[rank, phase] for phase in phases}
-        # Ray kills workers without collecting their metrics since the last report, up to a second earlier.
-        assert watched.rows[1]["step"] <= steps <= watched.rows[-1]["step"]
+        # Only steps before a decision are timed, and those since Ray's last report are lost when it kills the workers.
+        assert len(watched.rows) / 4 <= steps <= watched.rows[-1]["step"]
         seconds = {phase: sums[rank, phase] for phase in phases}
-        least = sum(row["seconds"] for row in watched.rows if row["step"] <= steps)
-        most = sum(row["seconds"] for row in watched.rows)
-        assert 0.8 * least <= sum(seconds.values()) <= 1.2 * most, seconds
+        mean = sum(row["seconds"] for row in watched.rows) / watched.rows[-1]["step"]
+        assert 0.5 * mean <= sum(seconds.values()) / steps <= 2 * mean, (seconds, steps, mean)
         assert seconds["compute"] > seconds["data"] > 0 and seconds["communication"] > 0
         assert seconds["checkpoint"] > 0
         memory = watched.ask("query", query=f'last_over_time(ray_vgg_memory_bytes{{rank="{rank}"}}[10m])')["result"]
