@@ -23,7 +23,10 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fake-cuda-") as temporary:
         folder = Path(temporary)
-        build.build(folder)
+        try:
+            build.build(folder)
+        except build.UnavailableError as error:
+            parser.error(str(error))
         counted = folder / "counts"
         counted.mkdir()
         fake = build.environment(folder, gpus=1, counts=counted)
