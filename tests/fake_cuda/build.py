@@ -26,6 +26,9 @@ def build(folder: Path) -> None:
 
     if torch.version.cuda is None:
         raise UnavailableError("needs a CUDA build of torch, not one for the CPU")
+    if int(torch.version.cuda.split(".")[0]) < 13:
+        # Before, several functions of the runtime had other names.
+        raise UnavailableError(f"needs torch for CUDA 13 or later, not {torch.version.cuda}")
     if Path("/dev/nvidiactl").exists():
         raise UnavailableError("this machine has a real GPU, which the fake one would hide")
     compiler = shutil.which("g++")
@@ -70,7 +73,6 @@ def environment(folder: Path, gpus: int, **settings: object) -> dict[str, str]:
         for name, (path, separator) in paths.items()
     }
     chosen = {"gpus": gpus, "emulate": 1, **settings}
-    # A test's own process may hide its GPUs.
     return joined | {f"FAKE_CUDA_{name.upper()}": str(value) for name, value in chosen.items()}
 
 

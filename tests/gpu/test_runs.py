@@ -26,6 +26,29 @@ pytestmark = pytest.mark.slow
 
 FakeGpus = Callable[..., dict[str, str]]
 
+# Python runs this at startup: it writes a digest of each rank's weights when the process exits.
+WATCH = """
+import os, pathlib, runpy
+
+runpy.run_path(os.environ["FAKE_STARTUP"] + "/sitecustomize.py")
+
+if "RANK" in os.environ:
+    import hashlib
+    import torch
+
+    # The module that was called last: the model, from outside to inside.
+    last = [None]
+    torch.nn.modules.module.register_module_forward_hook(lambda module, *_: last.__setitem__(0, module))
+
+    def end(exit_code, end=os._exit):
+        digest = hashlib.sha256()
+        for name, parameter in last[0].named_parameters():
+            digest.update(parameter.detach().cpu().numpy().tobytes())
+        pathlib.Path("weights-" + os.environ["RANK"]).write_text(digest.hexdigest())
+        end(exit_code)
+
+    os._exit = end
+"""
 FLAGS: tuple[object, ...] = ("--recipe", "classic", "--batch-size", 24, "--precision", "fp32", "--lr", 0.02)
 # A checkpoint at every opportunity: the first one is written long before the run ends.
 FLAGS += ("--epochs", 2, "--checkpoint-every-seconds", 0.01, "--run-name", "run")
@@ -134,13 +157,20 @@ def test_run_on_two_gpus_survives_the_kill_of_a_worker_and_the_weights_are_the_s
     assert model(tmp_path) == model(two_undisturbed)
 
 
-def test_gpus_of_different_kinds_share_the_work_of_muon(tiny_data: Path, fake_gpus: FakeGpus, tmp_path: Path) -> None:
+def test_gpus_of_different_kinds_share_the_work_of_muon_and_end_with_the_same_weights(
+    tiny_data: Path, fake_gpus: FakeGpus, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(WATCH)
     counted = tmp_path / "counts"
     counted.mkdir()
+    environment = fake_gpus(2, counts=counted, names="NVIDIA H100,NVIDIA L4")
+    environment |= {"PYTHONPATH": str(tmp_path), "FAKE_STARTUP": environment["PYTHONPATH"].split(os.pathsep)[0]}
     flags = ("--data", tiny_data, *FLAGS, "--recipe", "fast", "--epochs", 1, "--device", "gpu")
-    result = run_torchrun(2, *flags, cwd=tmp_path, **fake_gpus(2, counts=counted, names="NVIDIA H100,NVIDIA L4"))
+    result = run_torchrun(2, *flags, cwd=tmp_path, **environment)
     assert result.returncode == 0, result.stderr
     assert "2 GPU workers in fp32 with TF32 products, global" in result.stdout
     # On both ranks, in each of ten steps, the update of each of eight layers is sent by the rank that has computed it.
     assert require_emulated(counted, 2)["collective broadcast"] >= 2 * 10 * 8
     assert losses(tmp_path)[0] < 2.3
+    weights = [(tmp_path / f"weights-{rank}").read_text() for rank in range(2)]
+    assert weights[0] == weights[1] != ""

@@ -7,7 +7,6 @@
 
 #include "fake.h"
 
-// As the headers of CUDA 12 and later declare it; earlier names are not needed.
 static thread_local int current = 0;
 static thread_local cudaError_t last_error = cudaSuccess;
 

@@ -38,6 +38,9 @@ void launch(const std::string& name);
 // Report an error as CUDA does: also to cudaGetLastError.
 cudaError_t fail(cudaError_t error);
 
+// Launch a kernel of a library or of torch itself. Fails if torch has none for this kind of GPU.
+cudaError_t launch_kernel(const std::string& name, cudaStream_t stream);
+
 // Work runs when it is launched; only collectives take time, since they wait for other processes. So each later piece of
 // work waits for them; a hung GPU, however, accepts work that never ends.
 namespace queue {
@@ -62,5 +65,9 @@ cudaError_t forbid_on(cudaStream_t stream, const char* call);
 
 // Whether this is host memory that CUDA knows; copies from and to other host memory wait.
 bool is_pinned(const void* address);
+
+// Whether this thread's last work was a copy on this stream that has waited, and been counted, already.
+bool copy_has_waited(cudaStream_t stream);
+void forget_copy();
 
 }  // namespace fake

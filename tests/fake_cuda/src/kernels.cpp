@@ -28,7 +28,7 @@ static std::unordered_map<const void*, const char*>& names() {
     return *map;
 }
 
-// The function's name, without its types and arguments.
+// The function's name; the types of its arguments are part of it.
 static std::string name_of(const void* kernel) {
     static auto* short_names = new std::unordered_map<const void*, std::string>;
     std::lock_guard<std::mutex> guard(mutex);

@@ -6,10 +6,6 @@
 
 #include "fake.h"
 
-namespace fake {
-cudaError_t launch_kernel(const std::string& name, cudaStream_t stream);
-}
-
 static thread_local cudaStream_t blas_stream, dnn_stream;
 
 static int run(const char* name, cudaStream_t stream) { return fake::launch_kernel(name, stream) != cudaSuccess; }

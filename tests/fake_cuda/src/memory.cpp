@@ -149,11 +149,15 @@ static thread_local const void* waited_on = nullptr;
 static thread_local bool has_waited = false;
 
 namespace fake {
+
+void forget_copy() { has_waited = false; }
+
 bool copy_has_waited(cudaStream_t stream) {
     bool has = has_waited && waited_on == stream;
-    has_waited = false;
+    forget_copy();
     return has;
 }
+
 }  // namespace fake
 
 API cudaError_t cudaMemcpyAsync(

@@ -75,7 +75,6 @@ int start(Communicator* communicator, const char* name, cudaStream_t stream, std
         fprintf(stderr, "fake NCCL: %s cannot be captured in a graph\n", name);
         return kInvalidUsage;
     }
-    // A communicator has one rank: nothing to do.
     fake::launch(std::string("collective ") + name);
     long number = fake::queue::start();
     std::thread([=] {
