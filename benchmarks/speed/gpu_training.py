@@ -11,9 +11,10 @@ from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.feeds.memory_feed import MemoryFeed
 from vgg_ddp.job import Inputs
-from vgg_ddp.machine.precision import DTYPES, choose_precision, use_tf32
+from vgg_ddp.machine.precision import DTYPES, choose_precision, has_tf32
 from vgg_ddp.run.saver import Saver
 from vgg_ddp.run.storage import Folder
+from vgg_ddp.worker.ddp import load_buffers
 from vgg_ddp.worker.decisions import Control
 from vgg_ddp.worker.graphs import EAGER_STEPS, GraphedSteps
 from vgg_ddp.worker.hangs import HangMonitor
@@ -44,7 +45,8 @@ class Training:
 
     def __init__(self, dataset: Dataset, config: TrainConfig, variant: Variant = "graphed") -> None:
         torch.cuda.set_stream(torch.cuda.Stream(DEVICE))
-        use_tf32(DEVICE)
+        if has_tf32(DEVICE):
+            torch.set_float32_matmul_precision("high")
         config = config.with_batch_size(dataset.num_train, 1)
         recipe, precision = config.chosen_recipe(), choose_precision(config.precision, DEVICE)
         model = prepare_model(config, recipe, Inputs(dataset), 1).to(DEVICE)
@@ -56,7 +58,8 @@ class Training:
                 if isinstance(optimizer, BatchedMuon):
                     optimizer.step = Muon.step.__get__(optimizer)
         self.state = TrainState(model, optimizers, Sums(DEVICE))
-        run, steps_per_epoch = Folder.at(tempfile.mkdtemp()), dataset.num_train // config.global_batch
+        self._folder = tempfile.TemporaryDirectory()
+        run, steps_per_epoch = Folder.at(self._folder.name), dataset.num_train // config.global_batch
         self.feed = MemoryFeed(dataset, config, 0, 1, DEVICE)
         self.worker = Worker(
             config,
@@ -85,8 +88,18 @@ class Training:
         self._start = copy.deepcopy(self.state.snapshot())
 
     def restart(self) -> None:
-        """Return to the first step; captured graphs and compiled code are kept."""
-        self.state.restore(copy.deepcopy(self._start), rank=0)
+        """Return to the first step, in the same memory, which captured graphs continue to use."""
+        start = self._start["replica"]
+        with torch.no_grad():
+            for name, parameter in self.state.model.named_parameters():
+                parameter.copy_(start["parameters"][name])
+            for optimizer in self.state.optimizers.optimizers:
+                # Momentum of zero gives the same first step as none.
+                for kept in optimizer.state.values():
+                    kept["momentum_buffer"].zero_()
+        load_buffers(self.state.model, start["buffers"])
+        self.state.step, self.state.rows = 0, []
+        self.state.sums.restart()
 
     def start_epoch(self, epoch: int) -> None:
         """Prepare for the steps of an epoch."""

@@ -1,4 +1,4 @@
-"""Ranks that hang while they train with NCCL: they are named, and no process waits for ever."""
+"""Ranks that hang while they train with NCCL: they are named, and no process waits forever."""
 
 import os
 import re

@@ -14,7 +14,7 @@ from support.command import PATIENCE, ROOT
 
 pytestmark = pytest.mark.slow
 
-# What a step launched when this was written. Each launch costs about 5 us of the host's time, and in a graph about 1 us
+# Launches per step, at most. Each launch costs about 5 us of the host's time, and in a graph about 1 us
 # of the GPU's.
 LAUNCHES = {"fast": 397, "classic": 252}
 # Runs a module with its arguments.
@@ -51,7 +51,7 @@ def printed(result: subprocess.CompletedProcess[str]) -> Any:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def test_step_never_waits_and_launches_no_more_than_it_did(run_on_gpu: RunOnGpu) -> None:
+def test_step_never_waits_and_launches_few_kernels(run_on_gpu: RunOnGpu) -> None:
     counts = printed(run_on_gpu("support.gpu_steps", "count", emulate=0))
     for recipe, launches in LAUNCHES.items():
         assert counts[f"{recipe}, eager"].pop("launches") <= launches

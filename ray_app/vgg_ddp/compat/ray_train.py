@@ -2,9 +2,11 @@
 
 import dataclasses
 import logging
+import os
 from importlib import import_module
 from typing import Any
 
+import torch
 from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -62,7 +64,7 @@ def torch_config(timeout_seconds: int) -> TorchConfig:
 
 
 class TolerantBackend(getattr(TorchConfig(), "backend_cls", object)):  # type: ignore[misc]
-    """Ray's process group, which tolerates workers without a usable GPU, or killed for using too much memory.
+    """Ray's process group, which tolerates workers that have no usable GPU, or that were killed for their memory use.
 
     Ray connects workers that have GPUs with NCCL, which raises an error if CUDA cannot be used; gloo lets the workers
     agree on what to do.
@@ -82,6 +84,18 @@ class TolerantBackend(getattr(TorchConfig(), "backend_cls", object)):  # type: i
             super().on_shutdown(*arguments, **options)
         except RayError as error:
             logger.debug("The process group could not be shut down: %s", error)
+
+
+def hide_gpus() -> None:
+    """Make torch report no GPU in this process.
+
+    Ray Train's local mode has no setting for the backend of the process group: it is NCCL if torch reports a GPU. No
+    longer needed once it has one.
+    """
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if torch.cuda.is_available():
+        # CUDA has read the variable already.
+        torch.cuda.is_available = lambda: False
 
 
 def _lacks_gpu() -> bool:

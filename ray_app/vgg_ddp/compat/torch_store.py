@@ -38,6 +38,18 @@ def default_store() -> Any:
         return None
 
 
+def abort_collectives() -> None:
+    """End the collectives of the default process group, whose ranks then get an error. Only NCCL can do that.
+
+    No longer needed once torch documents `ProcessGroup.abort`.
+    """
+    abort = getattr(dist.group.WORLD, "abort", None)
+    if abort is None:
+        log_fallback("torch.distributed.ProcessGroup.abort", "ranks that wait for a hung one end with their processes")
+    else:
+        abort()
+
+
 def set_collective_timeout(seconds: float) -> None:
     """Set the timeout of collectives of the default process group.
 

@@ -8,11 +8,12 @@ from dataclasses import replace
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
+from vgg_ddp.compat.ray_train import hide_gpus
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.driver.signals import SignalWatch, stop_signals
 from vgg_ddp.job import Inputs, Job, Outcome
 from vgg_ddp.machine import torchrun
-from vgg_ddp.machine.gpus import fall_back, find_gpus, hide_gpus
+from vgg_ddp.machine.gpus import fall_back, find_gpus
 from vgg_ddp.observe.terminal import Follower
 from vgg_ddp.run.runs import Run
 from vgg_ddp.worker.train import train_loop
@@ -33,7 +34,7 @@ def choose_device(config: TrainConfig) -> bool:
         problems = [problem for _, problem in found if problem]
         if not problems:
             return True
-        # Without any GPU, CPUs are no surprise.
+        # Nobody expects GPUs on machines without any: no note.
         is_announced = torchrun.is_rank_zero() and any(count for count, _ in found)
         fall_back(config.device, problems[0], is_announced)
     hide_gpus()

@@ -43,7 +43,7 @@ class _Driver:
 def find_gpus(needed: int | None = None) -> Gpus:
     """Look at the first `needed` GPUs that this process sees; by default, at all of them.
 
-    Takes milliseconds, and runs nothing on the GPUs. Without a GPU, CUDA is not initialized.
+    Runs nothing on the GPUs. It initializes CUDA if there are any, which can take seconds.
     """
     driver, node = _read_driver(), socket.gethostname()
     count = _count_visible(driver)
@@ -87,17 +87,6 @@ def runs_code_for(capability: tuple[int, int], architectures: Sequence[str]) -> 
     return False
 
 
-def hide_gpus() -> None:
-    """Make torch report no GPU in this process.
-
-    Ray Train's local mode has no setting for the backend of the process group: it is NCCL if torch reports a GPU.
-    """
-    os.environ[VISIBLE] = ""
-    if torch.cuda.is_available():
-        # CUDA has read the variable already.
-        torch.cuda.is_available = lambda: False
-
-
 def _built_for_gpus() -> bool:
     return bool(torch.version.cuda or torch.version.hip)
 
@@ -110,6 +99,8 @@ def _count_visible(driver: _Driver) -> int:
 
 def _cuda_problem(driver: _Driver) -> str | None:
     """Why CUDA cannot be used at all."""
+    if torch.version.hip:
+        return None if torch.cuda.is_available() else "ROCm does not work; check rocminfo"
     if not _built_for_gpus():
         return f"torch {torch.__version__} is built for CPUs; install a torch for CUDA"
     with warnings.catch_warnings(record=True) as warned:

@@ -26,15 +26,12 @@ def choose_precision(wanted: str, device: torch.device) -> str:
     return "bf16" if seconds[torch.float32] >= MIN_SPEEDUP * seconds[torch.bfloat16] else "fp32"
 
 
-def use_tf32(device: torch.device) -> bool:
-    """Let a GPU of compute capability 8.0 or higher multiply fp32 numbers in TF32; whether it does.
+def has_tf32(device: torch.device) -> bool:
+    """Whether the device is a GPU that can multiply fp32 numbers in TF32, which is several times faster.
 
-    TF32 rounds the factors to 10 bits and sums in fp32; on such GPUs, it is several times faster.
+    TF32 rounds the factors to 10 bits, and sums in fp32.
     """
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
-    torch.set_float32_matmul_precision("high")
-    return True
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def processor_name(device: torch.device) -> str:

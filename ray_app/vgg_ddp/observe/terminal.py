@@ -41,7 +41,7 @@ class Follower:
         self._started_at = started_at
         self._saw_first_step = False
         # Ray's workers may have to wait for machines.
-        self._note_at = time.monotonic() + (SECONDS_BEFORE_NOTE if run.config.num_workers else math.inf)
+        self._note_at = time.monotonic() + (math.inf if run.config.num_workers == 0 else SECONDS_BEFORE_NOTE)
         self._awaits_profile = run.config.profile
         self._printed: list[Row] = []
         self._in_events: list[Row] = []

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 
 # In seconds. On S3, each attempt includes retries for about 6 s.
 RETRY_DELAYS = (1.0, 4.0, 10.0)
+SECONDS_BETWEEN_BEATS = 1.0
 
 
 class Saver:
@@ -65,14 +66,17 @@ class Saver:
         if self._rank == 0 and (self._temporary is None or self._temporary.done()):
             self._temporary = self._writer.submit(_ignore_failure, write)
 
-    def save(self, state: checkpoint.State) -> None:
+    def save(self, state: checkpoint.State, beat: Callable[[], None] = lambda: None) -> None:
         """Start writing a checkpoint, after waiting for the previous one. Only rank 0 writes: all weights are equal.
 
         After a failure, nothing is written: the run is about to end, and waiting for the storage would delay that.
+        During the wait, `beat` is called every second.
         """
         if self._rank == 0:
             snapshot = checkpoint.copy_to_host(state)
             if self._checkpoint:
+                while not wait([self._checkpoint], SECONDS_BETWEEN_BEATS).done:
+                    beat()
                 self._checkpoint.result()
             if not self.failure:
                 self._checkpoint = self._writer.submit(self._write_checkpoint, snapshot)

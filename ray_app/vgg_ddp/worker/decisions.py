@@ -18,6 +18,8 @@ from vgg_ddp.worker.metrics import Sums
 SECONDS_BETWEEN_DECISIONS = 0.25
 # One step that was measured as too short must not put off the next decision for long.
 MAX_GROWTH = 4
+# If steps become slow, as when the storage of streamed images does, the next decision must not be far away.
+MAX_STEPS = 32
 SECONDS_BETWEEN_PREEMPTION_CHECKS = 1.0
 # Short epochs are not worth a checkpoint each.
 SECONDS_BETWEEN_EPOCH_END_CHECKPOINTS = 10.0
@@ -164,7 +166,7 @@ class Pace:
         Their time is then not known yet, but that of the steps before the previous decision is.
         """
         step_seconds = max(self._last_step_seconds, self._step_seconds())
-        most = MAX_GROWTH * self._agreed
+        most = min(MAX_STEPS, MAX_GROWTH * self._agreed)
         return most if step_seconds * most <= self._seconds else max(1, int(self._seconds / step_seconds))
 
     def restart(self, agreed: int) -> None:

@@ -1,4 +1,4 @@
-"""CUDA graphs: take a step with one launch instead of several hundred, which would take longer than the GPU's work.
+"""CUDA graphs: take a step with one launch. Several hundred launches would take longer than the GPU's work.
 
 The loop works the same without them (`--graphs off`). A graph replays the operations of `step.py` that were captured,
 on the same memory. Nothing in it may come from the host, so it reads the step's number, the epoch's plan, and the
@@ -19,7 +19,7 @@ from vgg_ddp.worker.ddp import from_all_ranks
 from vgg_ddp.worker.state import TrainState, Worker
 from vgg_ddp.worker.step import forward_backward, train_step, update
 
-# They allocate memory, and let libraries choose their algorithms.
+# The first steps allocate memory, and libraries choose their algorithms in them.
 EAGER_STEPS = 3
 
 
@@ -106,8 +106,12 @@ class GraphedSteps:
                     stages[i]()
                 parts[i] = graph.replay
         except RuntimeError as error:
-            failure = reason(error)
+            # The end of a failed capture raises an error of its own, whose context is the first one.
+            failure = reason(error.__context__ or error)
             self._state.optimizers.zero_grad()
+            # The generator is left in the state of a capture, in which dropout fails.
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
         failure = next(filter(None, from_all_ranks(failure)), None)
         if failure and self._worker.rank == 0:
             print_note(f"the step cannot be captured in a CUDA graph, and runs without: {failure}")

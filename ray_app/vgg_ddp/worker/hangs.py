@@ -18,7 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from vgg_ddp.compat.torch_store import default_store, set_collective_timeout
+from vgg_ddp.compat.torch_store import abort_collectives, default_store, set_collective_timeout
 from vgg_ddp.worker.reports import ENDED, JUDGED, SECONDS_TO_ANSWER, Report, find_hung
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,8 @@ SECONDS_BETWEEN_REPORTS = 1.0
 SECONDS_BETWEEN_CHECKS = 0.2
 # Additional time for the other thread.
 SECONDS_TO_JUDGE = 3.0
-# Aborting NCCL ends a wait at once. Nothing aborts gloo: its own timeout ends the wait.
-SECONDS_TO_LEAVE = {"nccl": 5.0, "gloo": 2 * SECONDS_TO_ANSWER}
+# Aborting NCCL ends a wait at once.
+SECONDS_TO_LEAVE_NCCL = 5.0
 
 
 # Errors of the other ranks after one rank is gone: a consequence, not the cause.
@@ -99,7 +99,7 @@ class HangMonitor:
         waits = 2 * self._timeout_seconds + 60 if backend == "nccl" else self._timeout_seconds + SECONDS_TO_ANSWER
         set_collective_timeout(waits)
         self._arrived_at = self._moved_at = time.monotonic()
-        # Daemons, because a frozen store blocks the first one for ever.
+        # Daemons, because a frozen store blocks the first one forever.
         self._threads = [
             threading.Thread(target=self._report, args=(default_store(),), daemon=True),
             threading.Thread(target=self._watch, args=(step, backend), daemon=True),
@@ -194,20 +194,20 @@ class HangMonitor:
             # Before the abort, because NCCL's watchdog may end the process when it notices that.
             print(f"error: {error}", file=sys.stderr, flush=True)
             # In a thread, because it waits for the GPU, which may hang.
-            threading.Thread(target=_abort, daemon=True).start()
-        if not self._left.wait(SECONDS_TO_LEAVE.get(backend, SECONDS_TO_LEAVE["gloo"])):
-            # The training loop is stuck elsewhere: this rank is the one that hangs, or its GPU does.
+            threading.Thread(target=abort_collectives, daemon=True).start()
+            if self._left.wait(SECONDS_TO_LEAVE_NCCL):
+                return
+        else:
+            # gloo's own timeout ends the wait, which may have begun up to a timeout later than the monitor's.
+            if self._left.wait(self._timeout_seconds + 2 * SECONDS_TO_ANSWER):
+                return
             print(f"error: {error}", file=sys.stderr, flush=True)
-            os._exit(1)
+        # The training loop is stuck elsewhere: this rank is the one that hangs, or its GPU does.
+        os._exit(1)
 
 
 def _key(rank: int) -> str:
     return f"vgg_ddp/position/{rank}"
-
-
-def _abort() -> None:
-    if dist.group.WORLD:
-        dist.group.WORLD.abort()
 
 
 def is_timeout(error: Exception) -> bool:

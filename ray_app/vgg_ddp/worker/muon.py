@@ -39,12 +39,12 @@ class Muon(torch.optim.Optimizer):
         (group,) = self.param_groups
         filters: list[Tensor] = group["params"]
         for weight in filters:
-            velocity, gradient = self._velocity(weight), weight.grad
-            assert gradient is not None
-            torch.add(gradient, velocity, alpha=group["momentum"], out=velocity)
+            velocity = self._velocity(weight)
+            torch.add(_gradient(weight), velocity, alpha=group["momentum"], out=velocity)
         for weight, update in zip(filters, self._updates(filters, group["momentum"]), strict=True):
             # Normalization follows: only the direction of a filter matters, and a fixed norm keeps lr meaningful.
             weight.mul_(len(weight) ** 0.5 / weight.norm())
+            # On GPUs, if the ranks share the work.
             if isinstance(group["lr"], Tensor):
                 weight.sub_(update.to(weight.dtype) * group["lr"])
             else:
@@ -74,8 +74,7 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, weight: Tensor, momentum: float) -> Tensor:
         """The orthogonalized update of a filter, from its gradient with Nesterov momentum."""
-        assert weight.grad is not None
-        direction = weight.grad.add(self._velocity(weight), alpha=momentum)
+        direction = _gradient(weight).add(self._velocity(weight), alpha=momentum)
         # Views in channels_last memory; the order of the columns does not matter.
         matrix = orthogonalize(direction.permute(0, 2, 3, 1).flatten(1), self._dtype)
         update: Tensor = matrix.unflatten(1, (*weight.shape[2:], -1))
@@ -108,6 +107,11 @@ def orthogonalize(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     return result
 
 
+def _gradient(weight: Tensor) -> Tensor:
+    assert weight.grad is not None
+    return weight.grad
+
+
 class BatchedMuon(Muon):
     """The same updates with a third fewer kernels, for GPUs: those of filters of the same shape in one batch."""
 
@@ -122,7 +126,7 @@ class BatchedMuon(Muon):
         """Take an optimizer step; the learning rate is a number on the device, float32 ()."""
         (group,) = self.param_groups
         filters: list[Tensor] = group["params"]
-        gradients = [weight.grad for weight in filters if weight.grad is not None]
+        gradients = [_gradient(weight) for weight in filters]
         velocities = [self._velocity(weight) for weight in filters]
         foreach.mul_(velocities, group["momentum"])
         foreach.add_(velocities, gradients)

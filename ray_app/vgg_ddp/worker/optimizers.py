@@ -109,8 +109,7 @@ def build_optimizers(
 
     SGD trains everything, unless the recipe sets `muon`. Then Muon trains the filters, with matrix products of `dtype`,
     and SGD the rest. With `share`, the ranks divide Muon's work; otherwise, a GPU updates filters of the same shape
-    together. A model that scales down its logits gets the learning
-    rates that were tuned for that.
+    together. A model that scales down its logits gets the learning rates that were tuned for that.
     """
     is_scaled = getattr(model, "logit_scale", 1.0) != 1.0
     if not recipe.muon and not is_scaled:

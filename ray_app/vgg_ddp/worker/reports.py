@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 # A rank whose report stays the same for this time does not answer.
 SECONDS_TO_ANSWER = 10.0
-# Instead of a report: the training loop of the rank has ended; or its monitor ends its wait, because these ranks hang.
+# What a rank writes instead of a report: its training loop has ended, or its monitor ends its wait because these ranks
+# hang.
 ENDED, JUDGED = "ended", "hung: "
 
 

@@ -25,7 +25,7 @@ from vgg_ddp.job import Inputs, Job, RefusedError
 from vgg_ddp.machine.gpus import fall_back, find_gpus
 from vgg_ddp.machine.limits import usable_cores
 from vgg_ddp.machine.malloc import keep_freed_memory
-from vgg_ddp.machine.precision import DTYPES, choose_precision, processor_name, use_tf32
+from vgg_ddp.machine.precision import DTYPES, choose_precision, has_tf32, processor_name
 from vgg_ddp.model.conv import use_fast_convolutions
 from vgg_ddp.observe.telemetry import Telemetry
 from vgg_ddp.recipes import Recipe
@@ -95,7 +95,7 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
         saver=saver,
         telemetry=Telemetry(run, saver, rank, device, model, not job.is_local, config.profile),
         monitor=monitor,
-        graphed=_uses_graphs(config, device, feed, on_one_machine and not share_muon),
+        graphed=_uses_graphs(config, model, feed, on_one_machine and not share_muon),
     )
     phases["model built"] = time.time()
     if newest:
@@ -142,7 +142,8 @@ def _prepare_process(job: Job, rank: int, processes_here: int, device: torch.dev
         torch.cuda.set_device(device)
         # CUDA graphs cannot be captured on the default stream, and must be captured on the one that DDP was created on.
         torch.cuda.set_stream(torch.cuda.Stream(device))
-        use_tf32(device)
+        if has_tf32(device):
+            torch.set_float32_matmul_precision("high")
     keep_freed_memory()
     torch.set_num_threads(max(1, usable_cores() // processes_here))
     # For models with dropout: each rank drops different units.
@@ -170,14 +171,17 @@ def _shares_muon(device: torch.device, world_size: int, on_one_machine: bool) ->
     return not are_alike or (device.type == "cpu" and on_one_machine and world_size > 1)
 
 
-def _uses_graphs(config: TrainConfig, device: torch.device, feed: Feed, suitable: bool) -> bool:
+def _uses_graphs(config: TrainConfig, model: nn.Module, feed: Feed, suitable: bool) -> bool:
     """Whether CUDA graphs take the steps. A collective.
 
     Not between machines, where DDP is faster: it sends gradients during the backward pass. Nor with collectives within
     the optimizer.
     """
-    has_images = device.type == "cuda" and isinstance(feed, MemoryFeed)
-    return all(from_all_ranks(config.graphs == "auto" and has_images and suitable))
+    parameters = list(model.parameters())
+    suitable &= config.graphs == "auto" and isinstance(feed, MemoryFeed) and parameters[0].is_cuda
+    # Gradients are averaged in one buffer of this type.
+    suitable &= all(parameter.dtype == torch.float32 for parameter in parameters)
+    return all(from_all_ranks(suitable))
 
 
 def _wrap_model(model: nn.Module, device: torch.device, bf16_gradients: bool) -> nn.Module:
@@ -239,7 +243,7 @@ def _record_settings(worker: Worker, model: str) -> None:
         "device": device.type,
         "device_name": processor_name(device),
         "precision": worker.precision,
-        "tf32": worker.precision == "fp32" and use_tf32(device),
+        "tf32": worker.precision == "fp32" and has_tf32(device),
         "cuda_graphs": worker.graphed,
         "fast_convolutions": device.type == "cpu" and config.fast_convolutions,
         "world_size": worker.world_size,

@@ -155,7 +155,7 @@ def save(worker: Worker, state: TrainState) -> None:
     worker.monitor.arrive()
     snapshot = state.snapshot() | run
     worker.monitor.check()
-    worker.saver.save(snapshot)
+    worker.saver.save(snapshot, worker.monitor.beat)
     worker.control.mark_saved()
     worker.telemetry.mark("checkpoint")
 

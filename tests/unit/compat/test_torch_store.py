@@ -33,3 +33,16 @@ def test_store_of_the_group_is_found_or_unknown(
         ("torch.distributed.distributed_c10d._get_default_store", "hung ranks cannot be named"),
         ("torch.distributed.distributed_c10d._set_pg_timeout", "collectives keep torch's default timeout"),
     ]
+
+
+def test_collectives_are_aborted_if_torch_can(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert callable(dist.ProcessGroup.abort)
+    torch_store.abort_collectives()
+    assert not caplog.records
+    monkeypatch.delattr(dist.ProcessGroup, "abort")
+    torch_store.abort_collectives()
+    assert [record.args for record in caplog.records] == [
+        ("torch.distributed.ProcessGroup.abort", "ranks that wait for a hung one end with their processes")
+    ]

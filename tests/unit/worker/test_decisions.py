@@ -152,10 +152,12 @@ def test_slow_steps_are_each_followed_by_a_decision(clock: Clock) -> None:
     assert take_steps(control, clock, 2.0, 3) == [1, 2, 3]
 
 
-def test_steps_between_decisions_grow_fourfold_to_about_a_quarter_of_a_second(clock: Clock) -> None:
+def test_steps_between_decisions_grow_fourfold_to_about_a_quarter_of_a_second_or_32(clock: Clock) -> None:
     control = Control(CPU, 300.0, None, never)
     # Nothing is known about the first step until a decision has waited for it.
-    assert take_steps(control, clock, 0.003, 300)[:6] == [1, 2, 6, 22, 86, 169]
+    assert take_steps(control, clock, 0.003, 300)[:7] == [1, 2, 6, 22, 54, 86, 118]
+    control = Control(CPU, 300.0, None, never)
+    assert take_steps(control, clock, 0.02, 60)[:6] == [1, 2, 6, 18, 30, 42]
     control = Control(CPU, 300.0, None, never)
     assert take_steps(control, clock, 0.1, 8) == [1, 2, 4, 6, 8]
 
