@@ -157,6 +157,7 @@ def _start_state(
     if device.type == "cpu" and config.fast_convolutions:
         use_fast_convolutions(model)
     with no_dynamo():
+        # Where CUDA graphs take the steps, DDP is not used; whether they can is known only when the images are placed.
         ddp_model = _wrap_model(model, device, config.gradients == "bf16")
         optimizers = build_optimizers(model, recipe, config.global_batch, dtype, share_muon)
     state = TrainState(model, optimizers, Sums(device))
