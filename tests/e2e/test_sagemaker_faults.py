@@ -51,7 +51,7 @@ def test_training_exception_is_in_every_hosts_failure_file(request_of_two: dict[
         # A bug in the user's code that puts a password into the exception.
         file = host.ml / "input" / "data" / "code" / "ray_app" / "vgg_ddp" / "worker" / "train.py"
         text = file.read_text()
-        definition = "def train_epoch(worker: Worker, state: TrainState) -> Outcome | None:\n"
+        definition = "def train(worker: Worker, state: TrainState) -> Outcome | None:\n"
         assert definition in text
         bug = "    import os\n    raise ValueError('no row for ' + os.environ['DB_PASSWORD'])\n"
         file.write_text(text.replace(definition, definition + bug))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ray
 from ray.util import get_node_ip_address
 from ray.util.state import list_actors
 
@@ -116,7 +117,9 @@ def test_bf16_gradients_give_nearly_the_same_losses(train: Train, curves: dict[i
 
 @pytest.mark.usefixtures("curves")
 def test_no_unused_actors_run() -> None:
-    kinds = {actor.class_name for actor in list_actors(limit=1000)}
+    # Other clusters may run on this machine.
+    address = ray.get_runtime_context().gcs_address
+    kinds = {actor.class_name for actor in list_actors(address, limit=1000)}
     assert {"RayTrainWorker", "TrainController"} <= kinds
     assert not kinds & {"PlacementGroupCleaner", "DatasetManager", "PreemptionWatcher", "TrainStateActor"}
 
