@@ -11,7 +11,7 @@ from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.feeds.memory_feed import MemoryFeed
 from vgg_ddp.job import Inputs
-from vgg_ddp.machine.precision import DTYPES, choose_precision, has_tf32
+from vgg_ddp.machine.precision import DTYPES, choose_precision, prepare_gpu
 from vgg_ddp.run.saver import Saver
 from vgg_ddp.run.storage import Folder
 from vgg_ddp.worker.ddp import load_buffers
@@ -44,9 +44,7 @@ class Training:
     """
 
     def __init__(self, dataset: Dataset, config: TrainConfig, variant: Variant = "graphed") -> None:
-        torch.cuda.set_stream(torch.cuda.Stream(DEVICE))
-        if has_tf32(DEVICE):
-            torch.set_float32_matmul_precision("high")
+        prepare_gpu(DEVICE)
         config = config.with_batch_size(dataset.num_train, 1)
         recipe, precision = config.chosen_recipe(), choose_precision(config.precision, DEVICE)
         model = prepare_model(config, recipe, Inputs(dataset), 1).to(DEVICE)

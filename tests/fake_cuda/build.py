@@ -58,7 +58,7 @@ def build(folder: Path) -> None:
 
 
 def environment(folder: Path, gpus: int, **settings: object) -> dict[str, str]:
-    """The variables for a process on so many fake GPUs, with the libraries of `build`.
+    """The variables for a process on this many fake GPUs, with the libraries of `build`.
 
     `settings`: those of `src/fake.h`, without their prefix: `memory_mb=100` is FAKE_CUDA_MEMORY_MB=100. Operators are
     computed on the CPU, unless `emulate=0`.

@@ -65,7 +65,7 @@ def losses(cwd: Path) -> list[float]:
 
 
 def require_emulated(folder: Path, processes: int) -> counts.Counts:
-    """Check that so many processes trained on a GPU, that no kernel ran without being computed, and none waits."""
+    """Check that this many processes trained on a GPU, that no kernel ran without being computed, and none waits."""
     counted = [found for found in counts.read(folder).values() if found.launches > 1000]
     assert len(counted) == processes, counts.read(folder)
     total = counts.total(folder)

@@ -34,6 +34,15 @@ def has_tf32(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def prepare_gpu(device: torch.device) -> None:
+    """Make this thread use a GPU: on a stream of its own, and in TF32 if the GPU supports that."""
+    torch.cuda.set_device(device)
+    # CUDA graphs cannot be captured on the default stream, and must be captured on the one that DDP was created on.
+    torch.cuda.set_stream(torch.cuda.Stream(device))
+    if has_tf32(device):
+        torch.set_float32_matmul_precision("high")
+
+
 def processor_name(device: torch.device) -> str:
     """The model name of a worker's GPU or processor."""
     if device.type == "cuda":

@@ -30,6 +30,6 @@ class Sums:
 
     def restart_from(self, total: list[float], rank: int) -> None:
         """Continue from the sums that `total` returned: rank 0 gets them, and the other ranks start from zero."""
-        self.values.zero_()
+        self.restart()
         if rank == 0:
             self.values += torch.tensor(total, dtype=torch.float64, device=self.values.device)

@@ -25,7 +25,7 @@ from vgg_ddp.job import Inputs, Job, RefusedError
 from vgg_ddp.machine.gpus import fall_back, find_gpus
 from vgg_ddp.machine.limits import usable_cores
 from vgg_ddp.machine.malloc import keep_freed_memory
-from vgg_ddp.machine.precision import DTYPES, choose_precision, has_tf32, processor_name
+from vgg_ddp.machine.precision import DTYPES, choose_precision, has_tf32, prepare_gpu, processor_name
 from vgg_ddp.model.conv import use_fast_convolutions
 from vgg_ddp.observe.telemetry import Telemetry
 from vgg_ddp.recipes import Recipe
@@ -139,11 +139,7 @@ def _prepare_process(job: Job, rank: int, processes_here: int, device: torch.dev
         # Ray's local mode has no setting for the timeout.
         set_collective_timeout(job.config.collective_timeout_seconds)
     if device.type == "cuda":
-        torch.cuda.set_device(device)
-        # CUDA graphs cannot be captured on the default stream, and must be captured on the one that DDP was created on.
-        torch.cuda.set_stream(torch.cuda.Stream(device))
-        if has_tf32(device):
-            torch.set_float32_matmul_precision("high")
+        prepare_gpu(device)
     keep_freed_memory()
     torch.set_num_threads(max(1, usable_cores() // processes_here))
     # For models with dropout: each rank drops different units.

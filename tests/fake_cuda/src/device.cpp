@@ -139,21 +139,23 @@ API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) 
     return cudaSuccess;
 }
 
-API cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+API cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
+    cudaDeviceProp properties;
+    if (cudaError_t error = cudaGetDeviceProperties(&properties, device)) return error;
     switch (attribute) {
-        case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
-        case cudaDevAttrMaxSharedMemoryPerBlock: *value = 49152; break;
-        case cudaDevAttrMaxGridDimX: *value = 2147483647; break;
-        case cudaDevAttrMaxGridDimY: *value = 65535; break;
-        case cudaDevAttrMaxGridDimZ: *value = 65535; break;
-        case cudaDevAttrWarpSize: *value = 32; break;
-        case cudaDevAttrMultiProcessorCount: *value = 132; break;
-        case cudaDevAttrL2CacheSize: *value = 50 << 20; break;
-        case cudaDevAttrMaxThreadsPerMultiProcessor: *value = 2048; break;
-        case cudaDevAttrComputeCapabilityMajor: *value = fake::settings::capability() / 10; break;
-        case cudaDevAttrComputeCapabilityMinor: *value = fake::settings::capability() % 10; break;
-        case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = 233472; break;
-        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 232448; break;
+        case cudaDevAttrMaxThreadsPerBlock: *value = properties.maxThreadsPerBlock; break;
+        case cudaDevAttrMaxSharedMemoryPerBlock: *value = properties.sharedMemPerBlock; break;
+        case cudaDevAttrMaxGridDimX: *value = properties.maxGridSize[0]; break;
+        case cudaDevAttrMaxGridDimY: *value = properties.maxGridSize[1]; break;
+        case cudaDevAttrMaxGridDimZ: *value = properties.maxGridSize[2]; break;
+        case cudaDevAttrWarpSize: *value = properties.warpSize; break;
+        case cudaDevAttrMultiProcessorCount: *value = properties.multiProcessorCount; break;
+        case cudaDevAttrL2CacheSize: *value = properties.l2CacheSize; break;
+        case cudaDevAttrMaxThreadsPerMultiProcessor: *value = properties.maxThreadsPerMultiProcessor; break;
+        case cudaDevAttrComputeCapabilityMajor: *value = properties.major; break;
+        case cudaDevAttrComputeCapabilityMinor: *value = properties.minor; break;
+        case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = properties.sharedMemPerMultiprocessor; break;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = properties.sharedMemPerBlockOptin; break;
         default: *value = 0;
     }
     return cudaSuccess;

@@ -66,7 +66,7 @@ def train(rank: int, faults: dict[int, str], port: int, folder: Path) -> None:
 
 
 def run(faults: dict[int, str], folder: Path, expected: int) -> tuple[list[str], float]:
-    """How so many of three ranks end, one line per rank, and after how many seconds; kill the others."""
+    """How the first `expected` of three ranks end, one line per rank, and after how many seconds; kill the others."""
     context, port = multiprocessing.get_context("fork"), free_port()
     ranks = [context.Process(target=train, args=(rank, faults, port, folder)) for rank in range(3)]
     started = time.monotonic()
