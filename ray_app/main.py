@@ -30,9 +30,13 @@ def main() -> int:
         check_environment()
         config = parse_flags(TrainConfig, arguments, PROGRAM)
         # Imported here to keep --help and flag errors fast.
+        from vgg_ddp.driver.conclude import exit_code
         from vgg_ddp.driver.launch import launch
 
-        return launch(config, arguments, started_at)
+        result = launch(config, arguments, started_at)
+        if result.ended == "refused" and torchrun.is_rank_zero():
+            print_usage_error(UsageError(result.message))
+        return exit_code(result)
     except UsageError as error:
         print_usage_error(error)
         return BAD_INPUT

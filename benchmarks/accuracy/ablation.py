@@ -16,6 +16,7 @@ from pathlib import Path
 from benchmarks.program import MAIN, mean_and_spread, train
 from benchmarks.record import write_json
 from vgg_ddp.config import TrainConfig
+from vgg_ddp.driver.conclude import exit_code
 from vgg_ddp.driver.launch import launch
 from vgg_ddp.flags import parse_flags
 from vgg_ddp.recipes import CLASSIC, FAST, Recipe
@@ -52,7 +53,7 @@ class AblationConfig(TrainConfig):
 def run_changed(changes: dict[str, object], flags: list[str]) -> int:
     """Train like main.py, with a changed recipe; return the exit code."""
     given = parse_flags(TrainConfig, flags, str(MAIN)).to_dict()
-    return launch(AblationConfig(**given, changes=changes), flags, time.time())  # type: ignore[arg-type]
+    return exit_code(launch(AblationConfig(**given, changes=changes), flags, time.time()))  # type: ignore[arg-type]
 
 
 def main() -> None:

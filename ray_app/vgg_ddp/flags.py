@@ -78,6 +78,16 @@ def parse_flags(config_class: type[T], arguments: Sequence[str], program: str, d
     return dataclasses.replace(default, **values)  # type: ignore[type-var]
 
 
+def arguments_of(config: Any) -> list[str]:
+    """The command-line arguments that give a dataclass of flags its values: those that differ from their defaults."""
+    arguments = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default:
+            arguments += setting(field.name, value).split(" ", 1)
+    return arguments
+
+
 def field_help(config_class: type) -> dict[str, str]:
     """The help text of each field of a dataclass: the string below it."""
     # Imported here, because most processes that read a config never parse flags.

@@ -1,7 +1,7 @@
 """The data that the driver and the workers exchange."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +15,7 @@ from vgg_ddp.weights.pretrained import Pretrained
 if TYPE_CHECKING:
     # The driver imports this module before it sets the environment variables that Ray reads on import.
     import ray
+    from ray.train import UserCallback
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Job:
             does not share the driver's storage.
         phases: end time of each start-up phase so far, in seconds since 1970.
         stop_requested: returns whether the run should save and stop.
+        callbacks: those that the loop itself calls, in Ray Train's local mode.
         code: the driver's copy of this package; the workers must run the same code.
     """
 
@@ -41,6 +43,7 @@ class Job:
     lock_file: str | None = None
     phases: dict[str, float] = field(default_factory=dict)
     stop_requested: Callable[[], bool] | None = None
+    callbacks: "Sequence[UserCallback]" = ()
     code: Code = field(default_factory=Code.of_this_process)
 
 

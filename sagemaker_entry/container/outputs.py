@@ -26,8 +26,9 @@ DATA_FILES = (
     "trace.json.gz",
 )
 MODEL_FILES = ("model.safetensors", "config.json", "metrics.csv")
-# The only parts of vgg_ddp that the serving script needs. They import nothing but torch, numpy and Pillow.
-CODE = ("__init__.py", "model/*.py", *(f"data/{name}.py" for name in ("__init__", "decode", "image_files", "opaque")))
+# The only parts of vgg_ddp that the serving script needs. They import nothing but torch, numpy and Pillow. Without the
+# package's __init__.py, which is for training.
+CODE = ("model/*.py", *(f"data/{name}.py" for name in ("__init__", "decode", "image_files", "opaque")))
 
 
 def copy_files(filesystem: fs.FileSystem, folder: str, names: tuple[str, ...], target: Path) -> list[str]:

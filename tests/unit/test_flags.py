@@ -11,7 +11,7 @@ import pytest
 
 from support.command import MAIN
 from vgg_ddp.config import PROGRAM, TrainConfig
-from vgg_ddp.flags import UsageError, flag, parse_flags, quit_with_usage_error
+from vgg_ddp.flags import UsageError, arguments_of, flag, parse_flags, quit_with_usage_error
 
 HELP_SECONDS = 0.5
 
@@ -179,3 +179,13 @@ def test_help_shows_every_field_in_its_group_and_imports_nothing_slow() -> None:
         heading = TrainConfig.GROUPS.get(field.name, heading)
         (group,) = [group for group in groups if group.startswith(f"{heading}:\n")]
         assert f"\n  {flag(field.name)}" in group
+
+
+def test_arguments_give_a_config_its_values() -> None:
+    assert arguments_of(TrainConfig()) == []
+    config = TrainConfig(
+        num_workers=2, data="/my images", lr=0.3, profile=True, fast_convolutions=False, recipe="classic"
+    )
+    arguments = arguments_of(config)
+    assert "--no-fast-convolutions" in arguments
+    assert parse_flags(TrainConfig, arguments, "program") == config

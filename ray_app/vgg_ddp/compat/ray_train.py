@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -11,7 +13,7 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from vgg_ddp.compat.fallback import log_fallback
-from vgg_ddp.machine.gpus import find_gpus
+from vgg_ddp.machine.gpus import VISIBLE, find_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -86,16 +88,26 @@ class TolerantBackend(getattr(TorchConfig(), "backend_cls", object)):  # type: i
             logger.debug("The process group could not be shut down: %s", error)
 
 
-def hide_gpus() -> None:
-    """Make torch report no GPU in this process.
+@contextmanager
+def hidden_gpus() -> Iterator[None]:
+    """Make torch report no GPU in this process, within this context.
 
     Ray Train's local mode has no setting for the backend of the process group: it is NCCL if torch reports a GPU. No
     longer needed once it has one.
     """
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    if torch.cuda.is_available():
-        # CUDA has read the variable already.
-        torch.cuda.is_available = lambda: False
+    visible, is_available = os.environ.get(VISIBLE), torch.cuda.is_available
+    os.environ[VISIBLE] = ""
+    try:
+        if is_available():
+            # CUDA has read the variable already.
+            torch.cuda.is_available = lambda: False
+        yield
+    finally:
+        torch.cuda.is_available = is_available
+        if visible is None:
+            del os.environ[VISIBLE]
+        else:
+            os.environ[VISIBLE] = visible
 
 
 def _lacks_gpu() -> bool:

@@ -108,6 +108,11 @@ def find_source(data: str, data_dir: str, columns: ColumnNames = BY_NAME) -> Sou
 
 def _sample() -> Source:
     location = str(SAMPLE_FOLDER)
+    if not SAMPLE_FOLDER.is_dir():
+        raise UsageError(
+            f"--data sample: {location} does not exist (Ray ships only vgg_ddp to other processes): use the path or URI "
+            "of a folder."
+        )
     return Source("bundled CIFAR-10 sample", location, CIFAR10_CLASSES, find_layout(location))
 
 

@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from vgg_ddp.compat.ray_job import job_config
 from vgg_ddp.compat.ray_variables import LOOPBACK_ONLY
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.driver.ray_environment import AUTO, LOCAL
+from vgg_ddp.driver.ray_environment import AUTO, INITIALIZED, LOCAL
 from vgg_ddp.flags import UsageError
 from vgg_ddp.machine import malloc
 from vgg_ddp.machine.code import PACKAGE
@@ -44,24 +44,55 @@ class Placement:
     use_gpu: bool
 
 
-def connect(address: str, verbose: bool = False) -> Any:
+def connect(address: str, verbose: bool = False) -> str | None:
     """Join the Ray cluster at an address from `ray_environment.prepare`, or start one on this machine.
 
+    Returns:
+        The address of the cluster's dashboard, if it has one and this call joined the cluster.
+
     Raises:
-        UsageError: if the address does not answer.
+        UsageError: if the address does not answer, or the workers cannot import this package.
     """
+    if address == INITIALIZED:
+        _require_package()
+        return None
     level = logging.INFO if verbose else logging.ERROR
     if address == LOCAL:
         connection = ray.init(address=LOCAL, num_cpus=usable_cores(), logging_level=level, job_config=job_config())
         _warn_if_reachable(connection.address_info["node_ip_address"])
-        return connection
+        return _dashboard_url(connection)
     if address != AUTO:
         _require_answer(address)
     try:
         runtime_env = {"py_modules": [str(PACKAGE)], "env_vars": malloc.ENVIRONMENT | QUIET}
-        return ray.init(address=address, logging_level=level, runtime_env=runtime_env, job_config=job_config())
+        connection = ray.init(address=address, logging_level=level, runtime_env=runtime_env, job_config=job_config())
+        return _dashboard_url(connection)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         raise UsageError(f"{_given(address)}: no Ray cluster could be joined ({reason(error)}).") from error
+
+
+def _dashboard_url(connection: Any) -> str | None:
+    return connection.dashboard_url or None
+
+
+def _require_package() -> None:
+    """Check that the workers of the initialized cluster can import this package.
+
+    Raises:
+        UsageError: if they cannot.
+    """
+
+    # Ray pickles a nested function by value.
+    def can_import() -> bool:
+        from importlib.util import find_spec
+
+        return find_spec("vgg_ddp") is not None
+
+    if not ray.get(ray.remote(num_cpus=0)(can_import).remote()):
+        raise UsageError(
+            "Ray is initialized, but its workers cannot import vgg_ddp: install it (pip install -e .), or ship it with "
+            'ray.init(runtime_env={"py_modules": [vgg_ddp]}).'
+        )
 
 
 def _warn_if_reachable(address: str) -> None:

@@ -8,14 +8,14 @@ from dataclasses import replace
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from vgg_ddp.compat.ray_train import hide_gpus
+from vgg_ddp.compat.ray_train import hidden_gpus
 from vgg_ddp.config import TrainConfig
+from vgg_ddp.driver.attempt import Attempt
 from vgg_ddp.driver.signals import SignalWatch, stop_signals
 from vgg_ddp.job import Inputs, Job, Outcome
 from vgg_ddp.machine import torchrun
 from vgg_ddp.machine.gpus import fall_back, find_gpus
 from vgg_ddp.observe.terminal import Follower
-from vgg_ddp.run.runs import Run
 from vgg_ddp.worker.train import train_loop
 
 
@@ -37,24 +37,26 @@ def choose_device(config: TrainConfig) -> bool:
         # Nobody expects GPUs on machines without any: no note.
         is_announced = torchrun.is_rank_zero() and any(count for count, _ in found)
         fall_back(config.device, problems[0], is_announced)
-    hide_gpus()
     return False
 
 
-def train_locally(run: Run, inputs: Inputs, use_gpu: bool, phases: dict[str, float]) -> Outcome:
+def train_locally(attempt: Attempt, inputs: Inputs, use_gpu: bool) -> Outcome:
     """Train in Ray Train's local mode, which starts no Ray processes; torchrun's processes train together."""
+    run, is_first = attempt.run, torchrun.is_rank_zero()
     if not run.config.verbose:
         logging.getLogger("ray.train").setLevel(logging.WARNING)
     watch = SignalWatch(*stop_signals())
-    follower = Follower(run, phases["command"]) if torchrun.is_rank_zero() else None
+    follower = Follower(run, attempt.phases["command"], attempt.show_bar) if is_first else None
     job = Job(
         run.config,
         inputs,
-        run.folder if torchrun.is_rank_zero() else None,
+        run.folder if is_first else None,
         use_gpu,
         is_local=True,
-        phases=phases,
+        phases=attempt.phases,
         stop_requested=lambda: bool(watch.received),
+        # In this mode, Ray does not call callbacks.
+        callbacks=attempt.callbacks,
     )
     trainer = TorchTrainer(
         train_loop,
@@ -62,7 +64,7 @@ def train_locally(run: Run, inputs: Inputs, use_gpu: bool, phases: dict[str, flo
         scaling_config=ScalingConfig(num_workers=0, use_gpu=use_gpu),
         run_config=RunConfig(name=run.name),
     )
-    with follower or nullcontext():
+    with follower or nullcontext(), nullcontext() if use_gpu else hidden_gpus():
         outcome: Outcome = trainer.fit().return_value
     # Under torchrun, the signal may have reached another process.
     return replace(outcome, signal_number=watch.received[0]) if watch.received else outcome

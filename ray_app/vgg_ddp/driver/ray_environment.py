@@ -4,11 +4,14 @@ import os
 import sys
 
 from vgg_ddp.compat import ray_variables
+from vgg_ddp.compat.ray_constants import listen_on_loopback_only
 from vgg_ddp.driver.ray_files import choose_temporary_folder, provide_token
+from vgg_ddp.flags import UsageError
 from vgg_ddp.machine import malloc
 from vgg_ddp.machine.code import PACKAGE
 
-LOCAL, AUTO = "local", "auto"
+# INITIALIZED: the cluster that this process has joined already.
+LOCAL, AUTO, INITIALIZED = "local", "auto", "initialized"
 
 DEFAULTS = {
     # How often the controller checks whether a worker died or all have finished; 2 s by default.
@@ -36,15 +39,25 @@ LOCAL_DEFAULTS = {
 }
 
 
+def is_initialized() -> bool:
+    """Whether this process is connected to a Ray cluster."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 def prepare(address: str | None, streamed: bool = False, elastic: bool = False) -> str:
     """Set Ray's environment variables, except those that the user has set. Call before Ray is imported.
 
     Returns:
-        The address of the Ray cluster to join, or `LOCAL` to start one on this machine.
+        The address of the Ray cluster to join, `LOCAL` to start one on this machine, or `INITIALIZED`.
 
     Raises:
-        UsageError: if Ray cannot be started in this environment.
+        UsageError: if Ray cannot be started in this environment, or is initialized already and an address is given.
     """
+    if is_initialized():
+        if address:
+            raise UsageError(f"--address {address}: Ray is initialized in this process already; omit the address.")
+        address = INITIALIZED
     # As Ray does, AUTO prefers the variable.
     if address is None or address == AUTO:
         address = os.environ.get("RAY_ADDRESS") or address or LOCAL
@@ -62,4 +75,6 @@ def prepare(address: str | None, streamed: bool = False, elastic: bool = False) 
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    if address == LOCAL and ray_variables.LOOPBACK_ONLY.items() <= os.environ.items():
+        listen_on_loopback_only()
     return address

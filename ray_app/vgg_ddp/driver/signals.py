@@ -28,16 +28,23 @@ class InterruptedRunError(BaseException):
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal.Signals(signal_number).name)
-        self.exit_code = 128 + signal_number
+        self.signal_number = signal_number
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
     """The signals that make a run save and stop: SIGTERM and, if this process does not ignore it, SIGHUP.
 
-    A terminal that closes sends SIGHUP to its processes; `nohup` makes them ignore it.
+    A terminal that closes sends SIGHUP to its processes; `nohup` makes them ignore it. Only the main thread can handle
+    signals, so there are none in others.
     """
+    if not _is_main_thread():
+        return ()
     is_ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return (signal.SIGTERM,) if is_ignored else (signal.SIGTERM, signal.SIGHUP)
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
@@ -89,14 +96,14 @@ class SignalWatch:
         self.received.append(number)
 
 
-def call_interruptibly(call: Callable[[], T], stop_workers: Callable[[int], object]) -> T:
+def call_interruptibly(call: Callable[[], T], stop_workers: Callable[[int], object], is_shared: bool = False) -> T:
     """Call a function in another thread and wait for it, keeping this thread free for signals.
 
     On the first of `stop_signals`, `stop_workers` is called with its number to make the workers save and stop, and the
-    call has `SECONDS_TO_SAVE` to return.
+    call has `SECONDS_TO_SAVE` to return. On a cluster that outlives the run (`is_shared`), Ctrl-C does the same.
 
     Raises:
-        InterruptedRunError: immediately on Ctrl-C; on another signal if the call does not return in time.
+        InterruptedRunError: immediately on Ctrl-C otherwise; on another signal if the call does not return in time.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -109,11 +116,12 @@ def call_interruptibly(call: Callable[[], T], stop_workers: Callable[[int], obje
 
     thread = threading.Thread(target=run, name="trainer", daemon=True)
     deadline = float("inf")
-    with SignalWatch(signal.SIGINT, *stop_signals()) as watch:
+    watched = (signal.SIGINT, *stop_signals()) if _is_main_thread() else ()
+    with SignalWatch(*watched) as watch:
         thread.start()
         while thread.is_alive():
             thread.join(0.1)
-            if signal.SIGINT in watch.received:
+            if signal.SIGINT in watch.received and not is_shared:
                 raise InterruptedRunError(signal.SIGINT)
             if watch.received and deadline == float("inf"):
                 deadline = time.monotonic() + SECONDS_TO_SAVE

@@ -35,7 +35,7 @@ class Follower:
     The run does not depend on it: each kind of failure is printed once, and everything else continues.
     """
 
-    def __init__(self, run: Run, started_at: float) -> None:
+    def __init__(self, run: Run, started_at: float, show_bar: bool = True) -> None:
         self._run = run.folder
         self._epochs = run.config.epochs
         self._started_at = started_at
@@ -47,7 +47,7 @@ class Follower:
         self._in_events: list[Row] = []
         self._noted: set[str] = set()
         self._bar: Bar | None = None
-        if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        if show_bar and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
             with self._optional("the progress bar cannot be shown"):
                 self._bar = Bar(self._epochs)
         self._ended = threading.Event()

@@ -84,6 +84,11 @@ def list_names(run: Folder) -> list[str]:
     return [name for name in reversed(run.names()) if is_checkpoint(name)]
 
 
+def newest_complete(run: Folder) -> str | None:
+    """Name of the newest checkpoint that has been written completely; its content is not verified."""
+    return next((name for name in list_names(run) if (run / name).exists(MANIFEST_FILE)), None)
+
+
 def read(run: Folder, name: str) -> State:
     """Read a checkpoint, its tensors on the CPU.
 

@@ -96,6 +96,7 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
         telemetry=Telemetry(run, saver, rank, device, model, not job.is_local, config.profile),
         monitor=monitor,
         graphed=_uses_graphs(config, model, feed, on_one_machine and not share_muon),
+        callbacks=job.callbacks,
     )
     phases["model built"] = time.time()
     if newest:

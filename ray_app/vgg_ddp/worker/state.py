@@ -1,5 +1,6 @@
 """What a rank has: `Worker` stays the same during training; `TrainState` changes, and is what a checkpoint contains."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ from vgg_ddp.worker.metrics import Sums
 from vgg_ddp.worker.optimizers import Optimizers, Schedule
 
 if TYPE_CHECKING:
-    # Imports Ray, which a step does not need.
+    # Import Ray, which a step does not need.
+    from ray.train import UserCallback
+
     from vgg_ddp.observe.telemetry import Telemetry
 
 
@@ -31,6 +34,7 @@ class Worker:
     Attributes:
         ddp_model: the model wrapped in DDP; its backward pass averages gradients over the ranks.
         graphed: whether CUDA graphs take the steps (`graphs.py`).
+        callbacks: those that this process calls itself; Ray's controller calls the others.
         fingerprint: number of training images, class names, and digest of the images' files; a resumed run must find
             the same.
     """
@@ -57,6 +61,7 @@ class Worker:
     telemetry: "Telemetry"
     monitor: HangMonitor
     graphed: bool = False
+    callbacks: "Sequence[UserCallback]" = ()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -14,7 +14,7 @@ import ray.train
 
 from vgg_ddp.job import Job, Outcome, RefusedError
 from vgg_ddp.model.stored import stored_form
-from vgg_ddp.run.files import METRICS_FILE, write_metrics
+from vgg_ddp.run.files import METRICS_FILE, Row, write_metrics
 from vgg_ddp.weights.model_file import write_model
 from vgg_ddp.worker.ddp import from_all_ranks
 from vgg_ddp.worker.decisions import Decision
@@ -124,7 +124,20 @@ def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome |
         # The driver reads this file for the terminal, TensorBoard, and MLflow.
         rows = list(state.rows)
         worker.saver.write_newest(METRICS_FILE, lambda: write_metrics(worker.run, rows))
+    report(worker, state.rows[-1])
     return None
+
+
+def report(worker: Worker, row: Row) -> None:
+    """Report an epoch's metrics to Ray Train, for callbacks and Ray Tune. A collective.
+
+    Checkpoints are not registered with Ray; `run/saver.py` says why.
+    """
+    worker.monitor.arrive()
+    ray.train.report(dict(row))
+    for callback in worker.callbacks:
+        callback.after_report(None, [dict(row)], None)
+    worker.monitor.check()
 
 
 def act_on(decision: Decision, worker: Worker, state: TrainState, is_last: bool) -> Outcome | None:

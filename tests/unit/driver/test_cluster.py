@@ -162,6 +162,8 @@ def test_cluster_that_listens_beyond_loopback_logs_a_warning(
     address: str, warnings: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    monkeypatch.setattr(ray, "init", lambda **_: SimpleNamespace(address_info={"node_ip_address": address}))
+    monkeypatch.setattr(
+        ray, "init", lambda **_: SimpleNamespace(address_info={"node_ip_address": address}, dashboard_url="")
+    )
     connect("local")
     assert len(caplog.records) == warnings

@@ -11,7 +11,8 @@ import pytest
 from support.command import ROOT
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.dataset import Dataset, Split
-from vgg_ddp.driver.launch import launch, with_batch_size
+from vgg_ddp.driver.attempt import with_batch_size
+from vgg_ddp.driver.launch import launch
 from vgg_ddp.flags import UsageError
 from vgg_ddp.run.files import Row, write_config, write_metrics
 from vgg_ddp.run.runs import Run
@@ -77,7 +78,8 @@ def test_finished_run_is_not_trained_again(
     write_metrics(run, make_rows(2))
     run.write("model.safetensors", b"")
     files = run.names()
-    assert launch(config, arguments, 0.0) == 0
+    result = launch(config, arguments, 0.0)
+    assert (result.ended, result.rows, result.model) == ("finished", make_rows(2), f"{run.path}/model.safetensors")
     printed = capsys.readouterr().out
     assert "Run run is already finished" in printed
     assert f"test accuracy      {make_rows(2)[1]['test_accuracy']:.2%}" in printed

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_ctrl_c_ends_the_wait_immediately() -> None:
     started = time.monotonic()
     with pytest.raises(InterruptedRunError, match="SIGINT") as error:
         call_interruptibly(lambda: time.sleep(20), pytest.fail)
-    assert error.value.exit_code == 130
+    assert error.value.signal_number == signal.SIGINT
     assert time.monotonic() - started < 10
 
 
@@ -72,7 +73,7 @@ def test_child_processes_do_not_get_the_sighup_of_a_closing_terminal() -> None:
     with pytest.raises(InterruptedRunError, match="SIGHUP") as error:
         os.kill(os.getpid(), signal.SIGHUP)
         time.sleep(1)
-    assert error.value.exit_code == 129
+    assert error.value.signal_number == signal.SIGHUP
 
 
 def test_wait_ends_in_time_if_the_cluster_does_not_respond(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,8 +82,25 @@ def test_wait_ends_in_time_if_the_cluster_does_not_respond(monkeypatch: pytest.M
     started = time.monotonic()
     with pytest.raises(InterruptedRunError, match="SIGTERM") as error:
         call_interruptibly(lambda: time.sleep(20), lambda _: time.sleep(20))
-    assert error.value.exit_code == 143
+    assert error.value.signal_number == signal.SIGTERM
     assert time.monotonic() - started < 10
+
+
+def test_other_threads_leave_the_handlers_alone() -> None:
+    def use_all() -> int:
+        with interrupt_on_signals():
+            return call_interruptibly(lambda: 7, pytest.fail)
+
+    previous = [signal.getsignal(number) for number in HANDLED]
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(use_all).result(20) == 7
+    assert [signal.getsignal(number) for number in HANDLED] == previous
+
+
+def test_ctrl_c_asks_the_workers_of_a_shared_cluster_to_stop() -> None:
+    asked: queue.Queue[int] = queue.Queue()
+    send_soon(signal.SIGINT)
+    assert call_interruptibly(lambda: asked.get(timeout=20), asked.put, is_shared=True) == signal.SIGINT
 
 
 def test_sigterm_raises_during_ray_init() -> None:

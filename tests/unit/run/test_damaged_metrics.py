@@ -11,6 +11,7 @@ from vgg_ddp.config import TrainConfig
 from vgg_ddp.driver.launch import launch
 from vgg_ddp.flags import UsageError
 from vgg_ddp.observe.tensorboard import write_events
+from vgg_ddp.result import RunResult
 from vgg_ddp.run.curves import write_curves
 from vgg_ddp.run.files import COLUMNS, METRICS_FILE, Row, read_metrics, write_config, write_metrics
 from vgg_ddp.run.storage import Folder
@@ -113,7 +114,7 @@ def test_runs_are_compared(
     assert f"NOTE: {other}/chosen.json cannot be read: " in printed.err
 
 
-def resume(run: Folder) -> int:
+def resume(run: Folder) -> RunResult:
     storage_path = str(Path(run.path).parent)
     return launch(
         TrainConfig(resume="run", storage_path=storage_path), ["--resume", "run", "--storage-path", storage_path], 0.0
@@ -125,7 +126,7 @@ def test_finished_run_is_recognized_by_its_last_epoch(
 ) -> None:
     run, epochs, _ = damaged
     if epochs[-1:] == [3]:
-        assert resume(run) == 0
+        assert resume(run).ended == "finished"
         assert "Run run is already finished" in capsys.readouterr().out
         return
     # It would continue from its newest checkpoint.

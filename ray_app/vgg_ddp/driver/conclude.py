@@ -1,0 +1,105 @@
+"""Report how a run ended: draw its curves, print the outcome, and build the result."""
+
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from vgg_ddp.flags import BAD_INPUT
+from vgg_ddp.job import Outcome
+from vgg_ddp.result import Ended, RunResult
+from vgg_ddp.run.curves import write_curves
+from vgg_ddp.run.files import CURVES_FILE, METRICS_FILE, MODEL_FILE, Row, read_metrics
+from vgg_ddp.run.notes import noted
+from vgg_ddp.run.runs import Run
+from vgg_ddp.run.summary import format_summary
+
+if TYPE_CHECKING:
+    from vgg_ddp.driver.signals import InterruptedRunError
+
+
+def conclude(run: Run, outcome: Outcome | Exception) -> RunResult:
+    """Draw the curves and print how the workers ended, or that they failed."""
+    is_saved = isinstance(outcome, Exception) or outcome.kind != "unsaved"
+    rows = _read_rows(run)
+    has_curves = is_saved and _draw_curves(run, rows)
+    if isinstance(outcome, Exception):
+        print("error: training failed; the first failure is shown above.", file=sys.stderr)
+        print(_how_to_resume(run), flush=True)
+        return _result(run, "failed", rows, error=outcome)
+    if outcome.kind in ("diverged", "unsaved"):
+        print(f"error: {outcome.message}.", file=sys.stderr)
+    elif outcome.kind == "stopped":
+        print(f"\nStopped after step {outcome.step}.")
+    elif outcome.kind == "finished":
+        print(f"\nFinished {run.name}")
+        _print_summary(rows)
+        print(f"  run folder         {run.folder}")
+        if has_curves:
+            print(f"  curves             {run.folder / CURVES_FILE}")
+    if outcome.kind in ("stopped", "unsaved"):
+        print(_how_to_resume(run), flush=True)
+    return of_outcome(run, outcome, rows)
+
+
+def of_outcome(run: Run, outcome: Outcome, rows: list[Row]) -> RunResult:
+    """The result of a run that ended with this outcome."""
+    number = outcome.signal_number if outcome.kind == "stopped" else None
+    return _result(run, outcome.kind, rows, message=outcome.message, signal_number=number)
+
+
+def interrupted(run: Run, error: "InterruptedRunError") -> RunResult:
+    """Print that a signal ended the run before its workers did."""
+    print(f"\nStopped by {error}.\n{_how_to_resume(run)}", flush=True)
+    return _result(run, "stopped", [], signal_number=error.signal_number)
+
+
+def finished_before(run: Run) -> RunResult:
+    """Print that there is nothing to train."""
+    rows = read_metrics(run.folder)
+    print(f"Run {run.name} is already finished: there is nothing to train.")
+    _print_summary(rows)
+    print(f"  run folder         {run.folder}")
+    print("Use a higher --epochs to train it further, or another --run-name for a new run.")
+    return _result(run, "finished", rows)
+
+
+def exit_code(result: RunResult) -> int:
+    """The exit code of a command that ends with this result; for a signal, the one that shells report."""
+    if result.signal_number is not None:
+        return 128 + result.signal_number
+    return {"finished": 0, "refused": BAD_INPUT}.get(result.ended, 1)
+
+
+def _result(run: Run, ended: Ended, rows: list[Row], **more: Any) -> RunResult:
+    model = str(run.folder / MODEL_FILE) if ended == "finished" else None
+    return RunResult(run.name, str(run.folder), ended, rows, model, **more)
+
+
+def _read_rows(run: Run) -> list[Row]:
+    """The run's metrics, as far as they can be read."""
+    with noted(f"{run.folder / METRICS_FILE} cannot be read"):
+        return read_metrics(run.folder)
+    return []
+
+
+def _draw_curves(run: Run, rows: list[Row]) -> bool:
+    """Draw the curves, if there are any; whether this worked."""
+    if rows:
+        with noted("the curves could not be drawn"):
+            write_curves(run.folder, rows, run.name)
+            return True
+    return False
+
+
+def _print_summary(rows: list[Row]) -> None:
+    if rows:
+        with noted("the summary could not be printed"):
+            print(format_summary(rows))
+
+
+def _how_to_resume(run: Run) -> str:
+    # If the storage fails now, assume that the run was already stored.
+    with suppress(OSError):
+        if not run.was_started():
+            return "Training had not started: there is nothing to resume."
+    return f"Resume from the newest checkpoint with: {run.resume_command()}"
