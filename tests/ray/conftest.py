@@ -3,12 +3,13 @@
 import dataclasses
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import ray
+from ray.train import Result, UserCallback
 
 from support.command import SAMPLE
 from vgg_ddp.config import TrainConfig
@@ -22,6 +23,7 @@ from vgg_ddp.run.storage import Folder
 from vgg_ddp.worker.train import train_loop
 
 Train = Callable[..., tuple[Outcome, list[Row]]]
+Fit = Callable[..., tuple[Result, Folder]]
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +43,12 @@ def tiny_dataset(tiny_data: Path) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def train(
+def fit(
     ray_cluster: None,  # noqa: ARG001 - needs the cluster
     tiny_dataset: Dataset,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Train:
-    """Train on the tiny data on the shared cluster; return the outcome and the rows of metrics."""
+) -> Fit:
+    """Train on the tiny data on the shared cluster; return Ray's result and the run folder."""
     runs = Folder.at(str(tmp_path_factory.mktemp("runs")))
 
     def run(
@@ -55,8 +57,9 @@ def train(
         run_name: str | None = None,
         lock_file: str | None = None,
         loop: Callable[..., Outcome] = train_loop,
+        callbacks: Sequence[UserCallback] = (),
         **settings: object,
-    ) -> tuple[Outcome, list[Row]]:
+    ) -> tuple[Result, Folder]:
         config = dataclasses.replace(
             TrainConfig(num_workers=1, batch_size=24, recipe="classic", precision="fp32"),
             num_workers=num_workers,
@@ -68,9 +71,19 @@ def train(
         placement = cluster.place_workers(config)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("vgg_ddp.driver.trainer.train_loop", loop)
-            trainer = build_trainer(job, folder, placement.resources_per_worker, own_cluster=True)
-        outcome: Outcome = trainer.fit().return_value
-        return outcome, read_metrics(folder)
+            trainer = build_trainer(job, folder, placement.resources_per_worker, own_cluster=True, callbacks=callbacks)
+        return trainer.fit(), folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def train(fit: Fit) -> Train:
+    """Train on the tiny data on the shared cluster; return the outcome and the rows of metrics."""
+
+    def run(*arguments: object, **settings: object) -> tuple[Outcome, list[Row]]:
+        result, folder = fit(*arguments, **settings)
+        return result.return_value, read_metrics(folder)
 
     return run
 

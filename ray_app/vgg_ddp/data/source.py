@@ -110,8 +110,8 @@ def _sample() -> Source:
     location = str(SAMPLE_FOLDER)
     if not SAMPLE_FOLDER.is_dir():
         raise UsageError(
-            f"--data sample: {location} does not exist (Ray ships only vgg_ddp to other processes): use the path or URI "
-            "of a folder."
+            f"--data sample: {location} does not exist, since Ray ships only vgg_ddp to other processes; use a path or "
+            "URI instead."
         )
     return Source("bundled CIFAR-10 sample", location, CIFAR10_CLASSES, find_layout(location))
 

@@ -10,13 +10,12 @@ from vgg_ddp.run.summary import FinishedEpochs
 
 def draw(runs: Sequence[FinishedEpochs]) -> bytes:
     """Plot accuracy and loss of all runs by epoch and by training time, as PNG; training dashed, test solid."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    # Not pyplot, whose settings belong to the program or notebook that trains.
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained", sharey="row")
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2, sharey="row")
     longest = max(run.seconds()[-1] for run in runs)
     unit, unit_seconds = ("minutes", 60.0) if longest > 180 else ("seconds", 1.0)
     for index, run in enumerate(runs):
@@ -40,20 +39,18 @@ def draw(runs: Sequence[FinishedEpochs]) -> bytes:
     axes[0, 0].legend()
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
-    plt.close(figure)
     return picture.getvalue()
 
 
 def write_curves(run: Folder, rows: Sequence[Row], title: str) -> None:
     """Plot loss and accuracy by epoch to curves.png."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    # Not pyplot, whose settings belong to the program or notebook that trains.
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     epochs = [row["epoch"] for row in rows]
-    figure, (loss_axes, accuracy_axes) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
     for name, axes, columns in (
         ("loss", loss_axes, ("loss", "test_loss")),
         ("accuracy", accuracy_axes, ("train_accuracy", "test_accuracy")),
@@ -69,5 +66,4 @@ def write_curves(run: Folder, rows: Sequence[Row], title: str) -> None:
     figure.suptitle(title)
     picture = io.BytesIO()
     figure.savefig(picture, dpi=120)
-    plt.close(figure)
     run.write(CURVES_FILE, picture.getvalue())
