@@ -1,0 +1,1 @@
+"""This program compared with other ways to train the same model on the same images."""
