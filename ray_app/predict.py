@@ -1,6 +1,9 @@
 """Classify images, or measure accuracy on a dataset: python ray_app/predict.py RUN_OR_MODEL image.png ...
 
-Exit codes: 0 done; 1 standard output cannot be written; 2 invalid input; 130 stopped by Ctrl-C.
+Many images, through Ray Data: python ray_app/predict.py RUN_OR_MODEL --images FOLDER --output predictions.parquet
+
+Exit codes: 0 done; 1 standard output cannot be written, or Ray failed; 2 invalid input; 129 stopped by SIGHUP; 130
+stopped by Ctrl-C; 143 stopped by SIGTERM.
 """
 
 import dataclasses
@@ -27,11 +30,11 @@ if TYPE_CHECKING:
 class PredictConfig:
     """Classify images, or measure accuracy on a dataset, with the model of a finished run."""
 
-    POSITIONAL: ClassVar = ("model", "images")
+    POSITIONAL: ClassVar = ("model", "files")
 
     model: str
     """Run folder or .safetensors file; a path or URI (s3://...)."""
-    images: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
     """Images to classify (PNG, JPEG, or any other format that Pillow reads)."""
     top: int = 3
     """Number of classes to print per image, most likely first."""
@@ -40,13 +43,24 @@ class PredictConfig:
     split: Literal["train", "test"] = "test"
     """Split of --data to use."""
     image_column: str | None = None
-    """Column of the images in the Parquet files of --data. Default: image or img."""
+    """Column of the images in the Parquet files of --data or --images. Default: image or img."""
     label_column: str | None = None
     """Column of the labels in the Parquet files of --data. Default: label, labels, or fine_label."""
     data_dir: str = "data"
     """Folder that holds CIFAR-10; it is downloaded there if missing."""
     tta: bool = False
     """Test-time augmentation: average the predictions for six views of each image."""
+    images: str | None = None
+    """Classify many images with Ray Data: a folder of images, searched recursively, or a Parquet file, or a folder of
+    them; a path or URI. Requires --output."""
+    output: str | None = None
+    """Parquet file to write for --images, with one row per image; a path or URI."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Device for --images. auto: GPUs if there are any, otherwise CPUs."""
+    num_workers: int | None = None
+    """Processes that classify --images. Default: one per GPU, or one per CPU core."""
+    address: str | None = None
+    """Classify --images on an existing Ray cluster (HOST:PORT or auto) instead of starting one."""
 
     def __post_init__(self) -> None:
         """Check the arguments.
@@ -55,15 +69,25 @@ class PredictConfig:
             UsageError: if an argument is invalid.
         """
         refuse_password("MODEL", self.model)
-        refuse_password("--data", self.data)
-        if bool(self.images) == bool(self.data):
-            raise UsageError("expected either images or --data, not both.")
+        for name, location in (("--data", self.data), ("--images", self.images), ("--output", self.output)):
+            refuse_password(name, location)
+        if sum(map(bool, (self.files, self.data, self.images))) != 1:
+            raise UsageError("expected either files, --data, or --images, and only one of them.")
         if "" in (self.image_column, self.label_column):
             raise UsageError("--image-column and --label-column: expected the name of a column.")
-        if self.images and (self.image_column or self.label_column):
-            raise UsageError("--image-column and --label-column apply only to --data.")
+        if (self.label_column and not self.data) or (self.image_column and self.files):
+            raise UsageError("--image-column applies only to --data and --images, and --label-column only to --data.")
         if self.top < 1:
             raise UsageError(f"--top {self.top}: expected a positive number.")
+        self._check_images()
+
+    def _check_images(self) -> None:
+        if bool(self.images) != bool(self.output):
+            raise UsageError("--images and --output: expected both or neither.")
+        if not self.images and (self.device != "auto" or self.num_workers or self.address):
+            raise UsageError("--device, --num-workers, and --address apply only to --images.")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise UsageError(f"--num-workers {self.num_workers}: expected a positive number.")
 
 
 def classify(classifier: "Classifier", config: PredictConfig) -> None:
@@ -73,12 +97,12 @@ def classify(classifier: "Classifier", config: PredictConfig) -> None:
     from vgg_ddp.data.decode import decode_image
 
     pixels = []
-    for name in config.images:
+    for name in config.files:
         try:
             pixels.append(decode_image(Path(name).read_bytes(), classifier.image_size, any_format=True))
         except OSError as error:
             raise UsageError(f"{name} cannot be read as an image: {error}") from error
-    names, classes = (tuple(map(one_line, texts)) for texts in (config.images, classifier.class_names))
+    names, classes = (tuple(map(one_line, texts)) for texts in (config.files, classifier.class_names))
     width = max(map(len, names))
     for name, row in zip(names, classifier.probabilities(np.stack(pixels), config.tta), strict=True):
         best = row.topk(min(config.top, len(row)))
@@ -133,10 +157,21 @@ def check_classes(
         )
 
 
+def classify_many(config: PredictConfig) -> int:
+    """Classify --images with Ray Data, write --output, and return the exit code."""
+    from vgg_ddp.inference.job import BatchJob, classify_images
+
+    return classify_images(
+        BatchJob(**{field.name: getattr(config, field.name) for field in dataclasses.fields(BatchJob)})
+    )
+
+
 def main() -> int:
     try:
         check_environment()
         config = parse_flags(PredictConfig, sys.argv[1:], "python ray_app/predict.py")
+        if config.images:
+            return classify_many(config)
         from vgg_ddp.weights.model_file import load_classifier
 
         classifier = load_classifier(config.model)

@@ -53,20 +53,30 @@ def choose_columns(schema: pa.Schema, wanted: ColumnNames, partitions: Mapping[s
     Raises:
         UsageError: naming the file, its columns, and what would fit.
     """
-    image = _choose(schema, wanted.image, IMAGE_NAMES, "image", {}, file)
+    image = choose_image_column(schema, wanted.image, file)
     label = _choose(schema, wanted.label, LABEL_NAMES, "label", partitions, file)
-    kind = schema.field(image).type
-    if not _may_hold_images(kind):
-        raise UsageError(
-            f"column {image} of {file} has type {kind}: expected binary, or a struct with a field bytes (binary) or "
-            "path (string)."
-        )
     if label not in schema.names:
         return Columns(image, label, _constant(label, partitions[label], file))
     kind = schema.field(label).type
     if not _may_hold_labels(kind):
         raise UsageError(f"column {label} of {file} has type {kind}: expected integers 0, 1, 2, and so on.")
     return Columns(image, label)
+
+
+def choose_image_column(schema: pa.Schema, wanted: str | None, file: str) -> str:
+    """Choose the image column of a file by its name, and check its type.
+
+    Raises:
+        UsageError: naming the file, its columns, and what would fit.
+    """
+    image = _choose(schema, wanted, IMAGE_NAMES, "image", {}, file)
+    kind = schema.field(image).type
+    if not _may_hold_images(kind):
+        raise UsageError(
+            f"column {image} of {file} has type {kind}: expected binary, or a struct with a field bytes (binary) or "
+            "path (string)."
+        )
+    return image
 
 
 def _choose(

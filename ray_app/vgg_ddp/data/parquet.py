@@ -17,7 +17,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vgg_ddp.data.columns import UNLABELED, Cells, ColumnNames, Columns, choose_columns, image_cells, label_values
+from vgg_ddp.data.columns import (
+    UNLABELED,
+    Cells,
+    ColumnNames,
+    Columns,
+    choose_columns,
+    choose_image_column,
+    image_cells,
+    label_values,
+)
 from vgg_ddp.data.decode import decode_image
 from vgg_ddp.data.layout import SplitFiles, partitions
 from vgg_ddp.flags import UsageError
@@ -126,8 +135,8 @@ class ParquetImages:
 
 
 @contextmanager
-def open_file(folder: Folder, name: str, wanted: ColumnNames) -> Iterator[ParquetImages]:
-    """Open a Parquet file and check its columns.
+def open_file(folder: Folder, name: str, wanted: ColumnNames, labeled: bool = True) -> Iterator[ParquetImages]:
+    """Open a Parquet file and check its columns. Unless `labeled`, it needs no labels, and all of them are withheld.
 
     Raises:
         UsageError: naming the file, if its columns are wrong or it cannot be read, even later in the context.
@@ -136,13 +145,17 @@ def open_file(folder: Folder, name: str, wanted: ColumnNames) -> Iterator[Parque
     try:
         with folder.filesystem.open_input_file((folder / name).path) as stream:
             file = pq.ParquetFile(stream)
-            yield ParquetImages(folder, name, file, choose_columns(file.schema_arrow, wanted, partitions(name), path))
+            if labeled:
+                columns = choose_columns(file.schema_arrow, wanted, partitions(name), path)
+            else:
+                columns = Columns(choose_image_column(file.schema_arrow, wanted.image, path), "", UNLABELED)
+            yield ParquetImages(folder, name, file, columns)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as Parquet: {error}") from error
 
 
 def scan_files(
-    folder: Folder, names: Sequence[str], wanted: ColumnNames, scan: Callable[[ParquetImages], T]
+    folder: Folder, names: Sequence[str], wanted: ColumnNames, scan: Callable[[ParquetImages], T], labeled: bool = True
 ) -> list[T]:
     """Call a function on each file, several at a time because S3 is slow to respond; results are in file order.
 
@@ -151,7 +164,7 @@ def scan_files(
     """
 
     def scan_file(name: str) -> T:
-        with open_file(folder, name, wanted) as parquet:
+        with open_file(folder, name, wanted, labeled) as parquet:
             return scan(parquet)
 
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
@@ -258,3 +271,13 @@ def _content(parquet: ParquetImages, rows: Rows, cells: Cells, index: int) -> by
             f"row {rows.first + index} of {parquet.name} has only the path of an image, {path}, which cannot be read: "
             f"{reason}."
         ) from error
+
+
+def encoded_images(parquet: ParquetImages, rows: Rows) -> Iterator[bytes | UsageError]:
+    """Each row's encoded image, or why the image file that it names cannot be read."""
+    cells = image_cells(rows.images)
+    for index in range(len(rows)):
+        try:
+            yield _content(parquet, rows, cells, index)
+        except UsageError as error:
+            yield error

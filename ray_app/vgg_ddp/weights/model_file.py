@@ -1,7 +1,6 @@
 """Write model.safetensors at the end of a run, and load it as a classifier."""
 
 import json
-import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from vgg_ddp.flags import UsageError
 from vgg_ddp.model.conv import use_fast_convolutions
 from vgg_ddp.model.preprocess import normalize
 from vgg_ddp.model.stored import load_stored
 from vgg_ddp.run.files import MODEL_FILE
 from vgg_ddp.run.storage import Folder
+from vgg_ddp.weights.model_bytes import METADATA_KEY, not_ours, read_description, read_model
 
 BATCH = 500
-LONGEST_REASON = 300
-METADATA_KEY = "vgg_ddp"
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,10 @@ class Classifier:
         """
         parts = []
         for start in range(0, len(images), BATCH):
-            batch = torch.from_numpy(images[start : start + BATCH])
+            batch = torch.from_numpy(images[start : start + BATCH]).to(self.mean.device)
             inputs = normalize(batch, self.mean, self.std, torch.float32)
             logits = self._mean_logits_of_views(inputs) if tta else self.model(inputs)
-            parts.append(logits.softmax(dim=1))
+            parts.append(logits.softmax(dim=1).cpu())
         return torch.cat(parts)
 
     def _mean_logits_of_views(self, inputs: Tensor) -> Tensor:
@@ -69,42 +66,26 @@ def load_classifier(location: str) -> Classifier:
     Raises:
         UsageError: if there is no model, or it cannot be loaded.
     """
-    content = _read_model(location)
+    return build_classifier(read_model(location), location)
+
+
+def build_classifier(content: bytes, location: str, device: str = "cpu") -> Classifier:
+    """Build the classifier that the content of a model.safetensors file describes; `location` is shown in messages.
+
+    Raises:
+        UsageError: if it cannot be loaded.
+    """
+    description = read_description(content, location)
     try:
-        tensors, description = load(content), _description(content)
-        model, class_names = load_stored(tensors, description), tuple(description["class_names"])
-        image_size = int(description["image_size"])
+        tensors = load(content)
+        model = load_stored(tensors, description)
         mean, std = torch.tensor(description["mean"]), torch.tensor(description["std"])
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:LONGEST_REASON]
-        raise UsageError(f"{location} cannot be loaded as a model of this program ({reason}).") from error
-    use_fast_convolutions(model)
-    return Classifier(model.to(memory_format=torch.channels_last), class_names, image_size, mean, std)
-
-
-def _read_model(location: str) -> bytes:
-    try:
-        folder = Folder.at(location)
-        if location.endswith(".safetensors"):
-            return Folder(folder.filesystem, posixpath.dirname(folder.path)).read(posixpath.basename(folder.path))
-        return folder.read(MODEL_FILE)
-    except (OSError, ValueError) as error:
-        # pyarrow's message for a missing file repeats the path and adds nothing.
-        reason = "" if isinstance(error, FileNotFoundError) else f" ({error})"
-        raise UsageError(
-            f"{location}: expected a folder of a finished run (with {MODEL_FILE}), such as runs/NAME, or a "
-            f".safetensors file{reason}."
-        ) from error
-
-
-def _description(content: bytes) -> dict[str, Any]:
-    """The description that `write_model` put into a safetensors file's metadata, JSON after an 8-byte length.
-
-    See https://huggingface.co/docs/safetensors/index#format.
-    """
-    size = int.from_bytes(content[:8], "little")
-    description: dict[str, Any] = json.loads(json.loads(content[8 : 8 + size])["__metadata__"][METADATA_KEY])
-    return description
+        raise not_ours(location, error) from error
+    if device == "cpu":
+        use_fast_convolutions(model)
+    model = model.to(memory_format=torch.channels_last).to(device)
+    return Classifier(model, description["class_names"], description["image_size"], mean.to(device), std.to(device))
 
 
 def write_model(

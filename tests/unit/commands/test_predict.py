@@ -152,9 +152,87 @@ def test_test_time_augmentation_averages_six_views(
     np.testing.assert_allclose(classifier.probabilities(random_pixels, tta=True), expected, atol=1e-5)
 
 
-def test_images_and_data_both_or_neither_are_refused(refusal: Callable[..., str], model_folder: Path) -> None:
-    assert "expected either images or --data, not both" in refusal(model_folder)
-    assert "expected either images or --data, not both" in refusal(model_folder, "a.png", "--data", "sample")
+def test_files_data_and_images_exclude_each_other(refusal: Callable[..., str], model_folder: Path) -> None:
+    for flags in ((), ("a.png", "--data", "sample"), ("a.png", "--images", "folder", "--output", "x.parquet")):
+        assert "expected either files, --data, or --images" in refusal(model_folder, *flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--images", "folder"), "--images and --output: expected both or neither"),
+        (("--data", "sample", "--output", "x.parquet"), "--images and --output: expected both or neither"),
+        (("a.png", "--num-workers", 2), "apply only to --images"),
+        (("a.png", "--device", "cpu"), "apply only to --images"),
+        (("--images", "folder", "--output", "x.parquet", "--label-column", "y"), "--label-column only to --data"),
+        (("--images", "folder", "--output", "x.parquet", "--num-workers", 0), "--num-workers 0: expected a positive"),
+        (("--images", "s3://key:secret@b/x", "--output", "x.parquet"), "--images: the URI contains a password"),
+        (("--images", "folder", "--output", "s3://key:secret@b/x.parquet"), "--output: the URI contains a password"),
+        (("--images", "folder", "--output", "x.csv"), "--output x.csv: expected the name of a .parquet file"),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(
+    refusal: Callable[..., str], model_folder: Path, flags: tuple[object, ...], expected: str
+) -> None:
+    assert expected in refusal(model_folder, *flags)
+
+
+@pytest.fixture
+def refused_images(refusal: Callable[..., str], model_folder: Path, tmp_path: Path) -> Callable[..., str]:
+    """Refuse to classify --images, without starting Ray or leaving a file."""
+
+    def run(images: object, *flags: object, model: object = model_folder) -> str:
+        error = refusal(model, "--images", images, "--output", tmp_path / "predictions.parquet", *flags)
+        assert not list(tmp_path.glob("*predictions*"))
+        return error
+
+    return run
+
+
+def test_images_that_cannot_be_found_are_refused(
+    refused_images: Callable[..., str], tmp_path: Path, image_files: list[Path]
+) -> None:
+    (tmp_path / "empty" / ".hidden").mkdir(parents=True)
+    (tmp_path / "empty" / ".hidden" / "a.png").write_bytes(b"")
+    assert f"--images {tmp_path / 'none'} does not exist" in refused_images(tmp_path / "none")
+    assert f"--images {tmp_path / 'empty'} is empty" in refused_images(tmp_path / "empty")
+    assert "neither a folder nor a .parquet file; to classify single images" in refused_images(image_files[0])
+    assert "--images nonsense://x cannot be read" in refused_images("nonsense://x")
+    assert "--image-column pixels: --images" in refused_images(tmp_path, "--image-column", "pixels")
+
+
+def test_parquet_files_without_images_are_refused(
+    refused_images: Callable[..., str], tmp_path: Path, make_parquet: Callable[..., Path], random_pixels: Pixels
+) -> None:
+    file = make_parquet(tmp_path / "rows" / "a.parquet", random_pixels, range(6), column="photo")
+    assert "a.parquet has no column named image or img; it has photo" in refused_images(file)
+    assert "--image-column pixels" in refused_images(file.parent, "--image-column", "pixels")
+    assert "column label of" in refused_images(file, "--image-column", "label")
+    (tmp_path / "rows" / "b.png").write_bytes(b"")
+    assert "has Parquet files, such as a.parquet, and others, such as b.png" in refused_images(file.parent)
+    (tmp_path / "rows" / "c.parquet").write_bytes(b"no Parquet")
+    assert "c.parquet cannot be read as Parquet" in refused_images(tmp_path / "rows" / "c.parquet")
+    make_parquet(tmp_path / "none" / "a.parquet", [], [])
+    assert "has no rows in a.parquet" in refused_images(tmp_path / "none")
+
+
+def test_model_that_is_missing_or_of_another_program_is_refused_for_many_images(
+    refused_images: Callable[..., str], tmp_path: Path, image_files: list[Path]
+) -> None:
+    assert image_files and "expected a folder of a finished run" in refused_images(tmp_path, model=tmp_path / "none")
+    (tmp_path / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    assert "cannot be loaded as a model of this program" in refused_images(tmp_path, model=tmp_path)
+
+
+def test_output_that_exists_or_cannot_be_written_is_refused(
+    refusal: Callable[..., str], model_folder: Path, image_files: list[Path], tmp_path: Path
+) -> None:
+    old, blocked = tmp_path / "old.parquet", image_files[0] / "new.parquet"
+    old.write_bytes(b"old")
+    images = ("--images", tmp_path)
+    assert f"--output {old} exists already" in refusal(model_folder, *images, "--output", old)
+    assert old.read_bytes() == b"old"
+    assert f"--output {blocked} cannot be written" in refusal(model_folder, *images, "--output", blocked)
 
 
 def test_invalid_top_is_refused(refusal: Callable[..., str], model_folder: Path) -> None:

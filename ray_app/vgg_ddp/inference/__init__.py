@@ -1,0 +1,1 @@
+"""Classify many images with Ray Data (predict.py --images)."""

@@ -1,0 +1,111 @@
+"""The pipeline of Ray Data: chunks of images, decoded, and classified by a pool of actors.
+
+On CPUs, the actors decode as well: all cores are busy either way, and the images stay where they are. GPUs would wait
+for that, so tasks on the CPUs of all machines decode for them.
+"""
+
+import logging
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from vgg_ddp.compat.ray_data import add_idle_backoff, silence_progress_warning
+from vgg_ddp.flags import UsageError
+from vgg_ddp.inference.image_set import ImageSet
+from vgg_ddp.inference.predictor import Predictor, ReadingPredictor
+from vgg_ddp.inference.reading import Batch, Reader
+
+# Actors that die while they start, as on a machine that is taken away.
+MOST_FAILED_STARTS = 3
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The number of actors; each has a GPU, or a CPU."""
+
+    count: int
+    use_gpu: bool
+
+
+def place_workers(device: str, num_workers: int | None, most: int, own_cluster: bool) -> Workers:
+    """Choose GPUs if --device gpu requires them or auto allows it, and by default all of them; otherwise CPUs.
+
+    Not more than `most`.
+
+    Raises:
+        UsageError: if the cluster has fewer.
+    """
+    resources = ray.cluster_resources()
+    cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+    use_gpu = device != "cpu" and gpus >= (num_workers or 1)
+    if use_gpu and own_cluster:
+        # The actors of an existing cluster find out for themselves.
+        use_gpu = _can_use_gpus(device, num_workers or gpus)
+    available, kind = (gpus, "GPU") if use_gpu or device == "gpu" else (cpus, "CPU")
+    if available < (num_workers or 1):
+        flags = f"--device {device}" + (f" --num-workers {num_workers}" if num_workers else "")
+        raise UsageError(f"{flags}: Ray sees {available} {kind}{'s'[: available != 1]}; use at most that many workers.")
+    return Workers(min(num_workers or available, most), use_gpu)
+
+
+def _can_use_gpus(device: str, count: int) -> bool:
+    # Importing torch takes seconds: not without GPUs.
+    from vgg_ddp.machine.gpus import find_gpus
+
+    problem = find_gpus(count).problem
+    if problem and device == "gpu":
+        raise UsageError(f"--device gpu: {problem}, or use --device cpu.")
+    if problem:
+        print(f"NOTE: {problem}. Using CPUs.", flush=True)
+    return not problem
+
+
+def classified(
+    images: ImageSet, image_size: int, model: bytes, location: str, tta: bool, workers: Workers
+) -> Iterator[pa.Table]:
+    """The rows of the output, in the order of the images; `location` is that of the model.
+
+    Raises:
+        UsageError: if a Parquet file, the folder, or the model cannot be read.
+    """
+    _set_up_ray_data()
+    reader = Reader(images.folder, images.columns, image_size)
+    predictor = (ray.put(model), location, "cuda" if workers.use_gpu else "cpu", tta)
+    pool: dict[str, Any] = {
+        "batch_size": None,
+        "compute": ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
+        "num_gpus" if workers.use_gpu else "num_cpus": 1,
+    }
+    # Pickled, because Arrow has neither a type for them nor for file names that are not UTF-8.
+    chunks = ray.data.from_items(
+        [pickle.dumps(chunk) for chunk in images.chunks], override_num_blocks=len(images.chunks)
+    )
+    if workers.use_gpu:
+        decoded = chunks.map_batches(lambda batch: _decode(reader, batch), batch_size=1)
+        rows = decoded.map_batches(Predictor, fn_constructor_args=predictor, **pool)
+    else:
+        pool["batch_size"] = 1
+        rows = chunks.map_batches(ReadingPredictor, fn_constructor_args=(reader, *predictor), **pool)
+    yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def _decode(reader: Reader, batch: dict[str, Any]) -> Iterator[Batch]:
+    yield from reader.read(pickle.loads(batch["item"][0]))
+
+
+def _set_up_ray_data() -> None:
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True
+    context.max_consecutive_actor_init_deaths = MOST_FAILED_STARTS
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    add_idle_backoff(context)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    silence_progress_warning()
