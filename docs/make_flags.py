@@ -16,10 +16,12 @@ from sagemaker_entry.client.endpoint import DeployConfig
 from sagemaker_entry.client.settings import JobConfig
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import field_help, flag
+from vgg_ddp.serving.config import ServeConfig
 
 OTHER_COMMANDS = {
     "Prepare images": (PrepareConfig, "`python ray_app/prepare.py IMAGE_FOLDER OUTPUT`"),
     "Predict": (PredictConfig, "`python ray_app/predict.py MODEL [IMAGES]`"),
+    "Serve": (ServeConfig, "`python ray_app/serve.py MODEL`"),
     "Compare runs": (CompareConfig, "`python ray_app/compare.py RUN OTHER_RUN`"),
     "SageMaker jobs": (JobConfig, "`python sagemaker_entry/submit.py` takes the flags of `main.py` and these:"),
     "SageMaker endpoints": (DeployConfig, "`python sagemaker_entry/deploy.py`"),

@@ -28,7 +28,11 @@ DATA_FILES = (
 MODEL_FILES = ("model.safetensors", "config.json", "metrics.csv")
 # The only parts of vgg_ddp that the serving script needs. They import nothing but torch, numpy and Pillow. Without the
 # package's __init__.py, which is for training.
-CODE = ("model/*.py", *(f"data/{name}.py" for name in ("__init__", "decode", "image_files", "opaque")))
+CODE = (
+    "model/*.py",
+    *(f"data/{name}.py" for name in ("__init__", "decode", "image_files", "opaque")),
+    *(f"serving/{name}.py" for name in ("__init__", "contract", "network")),
+)
 
 
 def copy_files(filesystem: fs.FileSystem, folder: str, names: tuple[str, ...], target: Path) -> list[str]:

@@ -236,7 +236,7 @@ def test_server_survives_bad_requests(served: Container, encoded_images: list[by
 def test_archive_contains_only_the_script_and_its_modules(one_host: OneHost) -> None:
     code = one_host.second.ml / "model" / "code"
     files = {str(Path(root, name).relative_to(code)) for root, _, names in os.walk(code) for name in names}
-    package = {"vgg_ddp/__init__.py", *(f"vgg_ddp/data/{name}.py" for name in DECODER)} | {
-        f"vgg_ddp/model/{path.name}" for path in (ROOT / "ray_app/vgg_ddp/model").glob("*.py")
-    }
+    package = {f"vgg_ddp/data/{name}.py" for name in DECODER}
+    package |= {f"vgg_ddp/serving/{name}.py" for name in ("__init__", "contract", "network")}
+    package |= {f"vgg_ddp/model/{path.name}" for path in (ROOT / "ray_app/vgg_ddp/model").glob("*.py")}
     assert files == {"inference.py", *package}

@@ -22,11 +22,29 @@ CONFIGS = {
     "ray_app/prepare.py": make_flags.PrepareConfig,
     "ray_app/predict.py": make_flags.PredictConfig,
     "ray_app/compare.py": make_flags.CompareConfig,
+    "ray_app/serve.py": make_flags.ServeConfig,
     "sagemaker_entry/submit.py": make_flags.JobConfig,
     "sagemaker_entry/deploy.py": make_flags.DeployConfig,
 }
 # Programs that the pages may run besides the files of this repository.
-PROGRAMS = ("aws", "export", "kubectl", "mlflow", "mypy", "pip", "pytest", "ray", "ruff", "sudo", "tensorboard", "uv")
+PROGRAMS = (
+    *(
+        "aws",
+        "export",
+        "kubectl",
+        "mlflow",
+        "mypy",
+        "pip",
+        "pytest",
+        "ray",
+        "ruff",
+        "serve",
+        "sudo",
+        "tensorboard",
+        "uv",
+    ),
+    "zip",
+)
 # Flags of other programs that the text mentions.
 FOREIGN_FLAGS = {"--foreground", "--shm-size=...", "--standalone"}
 # Files that commands create.

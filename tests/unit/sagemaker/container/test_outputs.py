@@ -21,5 +21,5 @@ def test_archive_consists_of_the_script_and_the_modules_that_it_needs(tmp_path: 
         for file in (tmp_path / "vgg_ddp").rglob("*")
         if file.is_file()
     }
-    packages = {"vgg_ddp.__init__", "vgg_ddp.data.__init__", "vgg_ddp.model.__init__"}
+    packages = {f"vgg_ddp{folder}.__init__" for folder in (".data", ".model", ".serving")}
     assert found == copied - packages and packages <= copied

@@ -1,0 +1,1 @@
+"""Classify images for HTTP clients: the contract of the endpoints, and Ray Serve."""
