@@ -1,11 +1,11 @@
 """Every setting of a run: default, help text and checks. main.py turns each field into a flag."""
 
 import dataclasses
-import re
 from typing import ClassVar, Literal, Self
 
 from vgg_ddp.flags import UsageError, flag, refuse_password
 from vgg_ddp.recipes import Recipe, choose_recipe
+from vgg_ddp.rules import RULES
 
 SCRIPT = "ray_app/main.py"
 PROGRAM = f"python {SCRIPT}"
@@ -32,6 +32,8 @@ TRAJECTORY_FIELDS = (
     "gradients",
     "fast_convolutions",
     "seed",
+    "validation_fraction",
+    "keep_best",
 )
 
 
@@ -91,7 +93,13 @@ class TrainConfig:
     """Erase a random square of N x N pixels from each training image. Default: 0; with fast, 6 for 6 or more epochs, 8
     for 12 or more, 12 for 24 or more (for 32-pixel images; scales with --image-size)."""
     seed: int = 0
-    """Random seed for the initial weights, the image order, and the augmentation."""
+    """Random seed for the initial weights, the image order, the augmentation, and the validation split."""
+    validation_fraction: float = 0.0
+    """Fraction of the training images of each class to leave out of training, and to evaluate after each epoch. The
+    test images are then evaluated only once, at the end. 0: none; the test images are evaluated after each epoch."""
+    keep_best: bool = False
+    """Keep the weights of the epoch with the best validation accuracy, instead of the last one. Requires
+    --validation-fraction."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast if bf16 is clearly faster on this hardware, otherwise fp32. On GPUs that support it, fp32
@@ -146,31 +154,11 @@ class TrainConfig:
             UsageError: naming the flag, what was given and what was expected.
         """
         recipe = self.chosen_recipe()
-        self._expect("epochs", self.epochs >= 1, "a positive number")
-        self._expect("batch_size", self.batch_size is None or self.batch_size >= 1, "a positive number")
-        for name in ("max_failures", "half_size_epochs"):
-            self._expect(name, getattr(self, name) >= 0, "0 or more")
-        self._expect("num_workers", self.num_workers is None or self.num_workers >= 0, "0 or more")
-        self._expect("seed", 0 <= self.seed < 2**63, "an integer from 0 to 2**63 - 1")
-        self._expect("weight_decay", 0 <= recipe.weight_decay < float("inf"), "0 or more")
-        # Comparisons with nan are false, so these also reject nan.
-        self._expect("lr", 0 < recipe.lr < float("inf"), "a positive number")
-        self._expect("checkpoint_every_seconds", self.checkpoint_every_seconds > 0, "a positive number of seconds")
-        timeout = self.collective_timeout_seconds
-        self._expect("collective_timeout_seconds", 1 <= timeout < float("inf"), "1 second or more")
-        self._expect("momentum", 0 <= recipe.momentum < 1, "a number from 0 to 1, excluding 1")
-        self._expect("label_smoothing", 0 <= recipe.label_smoothing < 1, "a number from 0 to 1, excluding 1")
-        for name in ("augment_shift", "cutout"):
-            self._expect(name, getattr(recipe, name) >= 0, "0 or more")
-        self._expect("image_size", self.image_size >= 32, "at least 32 pixels, since VGG11 halves images five times")
+        for name, (is_valid, expected) in RULES.items():
+            value = getattr(recipe if name in RECIPE_FIELDS else self, name)
+            self._expect(name, value is None or is_valid(value), expected)
         for name in ("augment_shift", "cutout"):
             self._expect(name, getattr(recipe, name) < self.image_size, "less than --image-size")
-        for name in ("image_column", "label_column"):
-            self._expect(name, getattr(self, name) != "", "the name of a column")
-        for name in ("run_name", "resume"):
-            value = getattr(self, name)
-            valid = value is None or re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value)
-            self._expect(name, bool(valid), "letters, digits, '.', '_' and '-', since it names a folder")
         self._expect("resume", not (self.resume and self.run_name), "no --run-name, since both name the run")
         for name in ("data", "storage_path", "init_from"):
             refuse_password(flag(name), getattr(self, name))
@@ -187,6 +175,8 @@ class TrainConfig:
         if self.half_size_epochs:
             self._expect("half_size_epochs", self.image_size >= 64, "--image-size 64 or more")
             self._expect("half_size_epochs", self.half_size_epochs < self.epochs, "less than --epochs")
+        if self.keep_best and not self.validation_fraction:
+            raise UsageError("--keep-best requires validation images: add --validation-fraction 0.1, for example.")
         self.check_workers()
 
     def check_workers(self) -> None:

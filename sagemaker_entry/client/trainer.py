@@ -18,10 +18,12 @@ SCRIPT = "sagemaker_entry/launch.py"
 # With exec, because otherwise PID 1 is bash, which does not forward SageMaker's SIGTERM.
 COMMAND = f"exec python {SCRIPT}"
 WORKER_GROUP = "workers"
-# Match the lines of vgg_ddp.run.summary.format_row; accuracies are percentages.
+# Match the lines of format_row and format_test in vgg_ddp.run.summary; accuracies are percentages. With a validation
+# split, a job has one test accuracy, at its end.
 METRICS = {
     "train_loss": r"epoch +\d+/\d+ .*loss ([0-9.]+)",
     "train_accuracy": r"epoch +\d+/\d+ .*train +([0-9.]+)%",
+    "validation_accuracy": r"epoch +\d+/\d+ .*validation +([0-9.]+)%",
     "test_accuracy": r"epoch +\d+/\d+ .*test +([0-9.]+)%",
     "epoch_seconds": r"epoch +\d+/\d+ .*images/s +([0-9.]+) s",
 }

@@ -1,10 +1,11 @@
 """Batches that Ray Data decodes, compared with those from memory."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -99,9 +100,31 @@ def test_epoch_resumes_from_any_step_with_the_same_batches(streamed: StreamedDat
 def test_every_test_image_belongs_to_one_rank(streamed: StreamedDataset, whole: Dataset) -> None:
     for world_size in (1, 3):
         feeds = [StreamFeed(streamed, CONFIG, rank, world_size, CPU) for rank in range(world_size)]
-        batches = [batch for feed in feeds for batch in feed.test_batches()]
+        batches = [batch for feed in feeds for batch in feed.evaluation_batches("test")]
         assert torch.equal(torch.cat([images for images, _ in batches]), torch.from_numpy(whole.test.images))
         assert torch.equal(torch.cat([labels for _, labels in batches]), torch.from_numpy(whole.test.labels))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_validation_images_never_appear_in_training(tiny_data: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        pq.write_table(pq.read_table(tiny_data / f"{split}.parquet"), tmp_path / f"{split}.parquet", row_group_size=50)
+    # Without augmentation, an image is the same in every epoch.
+    config = TrainConfig(num_workers=2, batch_size=18, seed=3, augment_shift=0, cutout=0)
+    dataset = open_stream(find_source(str(tmp_path), ""), 32, 0.25, config.seed)
+    expected = load_dataset(find_source(str(tmp_path), ""), 32, 0.25, config.seed)
+    assert expected.validation is not None
+    for world_size in (1, 3):
+        feeds = [StreamFeed(dataset, config, rank, world_size, CPU) for rank in range(world_size)]
+        training = contents(batch for feed in feeds for batch in feed.train_batches(0, 0))
+        validation = contents(batch for feed in feeds for batch in feed.evaluation_batches("validation"))
+        assert len(training) == 180 and len(validation) == 60 and not {*training} & {*validation}
+        assert sorted(training) == sorted(image.tobytes() for image in expected.train.images)
+        assert validation == [image.tobytes() for image in expected.validation.images]
+
+
+def contents(batches: Iterable[Batch]) -> list[bytes]:
+    return [image.numpy().tobytes() for images, _ in batches for image in images]
 
 
 def test_waiting_to_decode_takes_little_cpu_time(streamed: StreamedDataset, monkeypatch: pytest.MonkeyPatch) -> None:

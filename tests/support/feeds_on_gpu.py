@@ -30,7 +30,7 @@ KINDS = {"memory": (MemoryFeed, MemoryFeed), "host": (HostFeed, MemoryFeed), "st
 
 def all_batches(feed: Feed) -> list[torch.Tensor]:
     """Two epochs, the second one from its fourth step, and the test images; on the CPU."""
-    read = [*feed.train_batches(0, 0), *feed.train_batches(1, 3), *feed.test_batches()]
+    read = [*feed.train_batches(0, 0), *feed.train_batches(1, 3), *feed.evaluation_batches("test")]
     return [values.cpu() for batch in read for values in batch]
 
 
@@ -43,7 +43,7 @@ def count_batches(feed: Feed) -> dict[str, Any]:
     with counts.counted() as later:
         number = len(list(batches))
     with counts.counted() as evaluation:
-        list(feed.test_batches())
+        list(feed.evaluation_batches("test"))
     phases = {"first": first, "later": later, "evaluation": evaluation}
     return {"steps": 2 + number} | {
         name: found.starting_with("copy", "sync", "allocate") for name, found in phases.items()

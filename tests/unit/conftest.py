@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from vgg_ddp.run.files import COLUMNS, Row
+from vgg_ddp.run.files import COLUMNS, VALIDATION_COLUMNS, Row
 from vgg_ddp.run.storage import Folder
 from vgg_ddp.weights.model_file import write_model
 
@@ -118,11 +119,12 @@ def run(tmp_path: Path) -> Folder:
 
 @pytest.fixture
 def make_rows() -> Callable[[int], list[Row]]:
-    """Rows of metrics for the first epochs of a run; all numbers are different."""
+    """Rows of metrics for the first epochs of a run without a validation split; all numbers are different."""
 
     def rows(epochs: int) -> list[Row]:
         return [
             {name: epoch + 1.0 if name == "epoch" else epoch + index / 16 for index, name in enumerate(COLUMNS)}
+            | dict.fromkeys(VALIDATION_COLUMNS, math.nan)
             for epoch in range(epochs)
         ]
 

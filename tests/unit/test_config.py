@@ -40,6 +40,9 @@ INVALID = [
     ("label_smoothing", 1.0, BELOW_ONE),
     ("label_smoothing", -0.1, BELOW_ONE),
     ("label_smoothing", NAN, BELOW_ONE),
+    ("validation_fraction", 1.0, BELOW_ONE),
+    ("validation_fraction", -0.1, BELOW_ONE),
+    ("validation_fraction", NAN, BELOW_ONE),
     ("image_size", 31, "at least 32 pixels"),
     ("half_size_epochs", -1, "0 or more"),
     ("half_size_epochs", 1, "--image-size 64 or more"),
@@ -82,6 +85,14 @@ def test_invalid_value_is_refused_with_flag_and_expectation(name: str, value: ob
 def test_boundary_value_is_accepted(name: str, value: object) -> None:
     config = TrainConfig(**{name: value})  # type: ignore[arg-type]
     assert getattr(config, name) == value
+
+
+def test_best_epoch_can_be_kept_only_with_validation_images() -> None:
+    assert TrainConfig(keep_best=True, validation_fraction=0.1).keep_best
+    with pytest.raises(UsageError, match="--keep-best requires validation images: add --validation-fraction"):
+        TrainConfig(keep_best=True)
+    # The run to resume may have them.
+    assert TrainConfig(keep_best=True, resume="run").keep_best
 
 
 def test_run_name_and_resume_cannot_be_combined() -> None:

@@ -9,6 +9,7 @@ from vgg_ddp.data.columns import UNLABELED
 from vgg_ddp.data.contrast import note_missing_contrast
 from vgg_ddp.data.parquet import merge_class_names, read_files
 from vgg_ddp.data.source import CIFAR10_CLASSES, Source, SplitName
+from vgg_ddp.data.validation import split_off_validation
 from vgg_ddp.flags import UsageError
 
 
@@ -22,17 +23,23 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def select(self, indices: npt.NDArray[np.int64]) -> "Split":
+        """A copy of some of the images."""
+        return Split(self.images[indices], self.labels[indices])
+
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both splits, decoded.
+    """All splits, decoded.
 
     Attributes:
         name: shown in messages.
+        train: the images to train on.
         class_names: one per label.
         mean: mean of each channel of the training images, on a scale of 0 to 255.
         std: standard deviation of each channel of the training images, on the same scale.
         test_name: name of the split that `test` comes from; None if no test split has labels. `test` is then empty.
+        validation: the images of the training split that are left out of training; None without a validation split.
     """
 
     name: str
@@ -42,18 +49,23 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     test_name: str | None = "test"
+    validation: Split | None = None
 
     @property
     def num_train(self) -> int:
         return len(self.train)
 
     @property
+    def num_validation(self) -> int:
+        return len(self.validation) if self.validation else 0
+
+    @property
     def num_test(self) -> int:
         return len(self.test)
 
 
-def load_dataset(source: Source, image_size: int) -> Dataset:
-    """Decode both splits to images of `image_size` x `image_size` pixels.
+def load_dataset(source: Source, image_size: int, validation_fraction: float = 0.0, seed: int = 0) -> Dataset:
+    """Decode both splits to images of `image_size` x `image_size` pixels; leave the validation images out of `train`.
 
     Raises:
         UsageError: naming the file and row that is invalid.
@@ -72,9 +84,13 @@ def load_dataset(source: Source, image_size: int) -> Dataset:
                 f"label {split.labels[bad[0]]} of image {bad[0]} in the {split_name} split of {source.location} is "
                 f"out of range: expected 0 to {len(names) - 1}, the classes of the training split."
             )
+    validation = None
+    if validation_fraction:
+        kept, held_out = split_off_validation(train.labels, validation_fraction, seed)
+        train, validation = train.select(kept), train.select(held_out)
     note_missing_contrast(train.images, source.name)
     mean, std = channel_statistics(train.images)
-    return Dataset(source.name, train, test, names, mean, std, source.test_name)
+    return Dataset(source.name, train, test, names, mean, std, source.test_name, validation)
 
 
 def name_classes(highest: int, num_images: int, location: str) -> tuple[str, ...]:

@@ -232,27 +232,36 @@ def merge_class_names(found: Mapping[str, tuple[str, ...] | None], location: str
 
 
 def decode_images(
-    parquet: ParquetImages, rows: Rows, image_size: int, threads: int | None = None
+    parquet: ParquetImages,
+    rows: Rows,
+    image_size: int,
+    threads: int | None = None,
+    chosen: Sequence[int] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Decode and resize the images of rows: uint8 (N, image_size, image_size, 3). Uses all cores by default.
+
+    With `chosen`, only the images at these positions among the rows.
 
     Raises:
         UsageError: naming the row whose image cannot be decoded.
     """
     cells = image_cells(rows.images)
-    images = np.empty((len(rows), image_size, image_size, 3), dtype=np.uint8)
+    positions = range(len(rows)) if chosen is None else chosen
+    images = np.empty((len(positions), image_size, image_size, 3), dtype=np.uint8)
 
     def decode(indices: range) -> None:
         for index in indices:
+            position = positions[index]
             try:
-                images[index] = decode_image(_content(parquet, rows, cells, index), image_size)
+                images[index] = decode_image(_content(parquet, rows, cells, position), image_size)
             except OSError as error:
-                place = f"row {rows.first + index} of {parquet.name}"
+                place = f"row {rows.first + position} of {parquet.name}"
                 raise UsageError(f"the image in {place} cannot be decoded ({error}).") from error
 
     threads = threads or usable_cores()
-    size = max(1, min(IMAGES_PER_TASK, -(-len(rows) // threads)))
-    chunks = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+    count = len(positions)
+    size = max(1, min(IMAGES_PER_TASK, -(-count // threads)))
+    chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(decode, chunks):
             pass

@@ -47,16 +47,14 @@ def with_batch_size(run: Run, dataset: Dataset | StreamedDataset, num_workers: i
         UsageError: if a batch needs more images than the training split has.
     """
     config = run.config.with_batch_size(dataset.num_train, num_workers)
+    images = f"{dataset.num_train} training images{' besides the validation images' * bool(dataset.num_validation)}"
     if run.config.batch_size is None and config.global_batch > dataset.num_train:
         raise UsageError(
-            f"{num_workers} worker(s) need a batch of {config.global_batch} images, but there are only "
-            f"{dataset.num_train} training images: use fewer --num-workers."
+            f"{num_workers} worker(s) need a batch of {config.global_batch} images, but there are only {images}: use "
+            "fewer --num-workers."
         )
     if config.global_batch > dataset.num_train:
-        raise UsageError(
-            f"--batch-size {config.batch_size}: there are only {dataset.num_train} training images: use at most "
-            "that many."
-        )
+        raise UsageError(f"--batch-size {config.batch_size}: there are only {images}: use at most that many.")
     return replace(run, config=config)
 
 
@@ -65,6 +63,8 @@ def announce(run: Run, dataset: Dataset | StreamedDataset) -> None:
     images = f"{dataset.num_train:,} training and {dataset.num_test:,} {dataset.test_name or 'test'} images"
     if dataset.test_name is None:
         images = f"{dataset.num_train:,} training images (the test images have no labels: no test accuracy)"
+    if dataset.num_validation:
+        images += f", {dataset.num_validation:,} validation images"
     print(
         f"Data:      {dataset.name}: {images}, {len(dataset.class_names)} classes"
         + ", decoded during training" * (run.config.ingest == "stream")

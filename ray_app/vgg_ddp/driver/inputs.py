@@ -68,7 +68,8 @@ def load(run: Run, source: Source) -> Inputs:
     digest = data_digest(source)
     run.require_same_images(digest)
     open_dataset = open_stream if config.ingest == "stream" else load_dataset
-    return Inputs(open_dataset(source, config.image_size), pretrained, digest)
+    dataset = open_dataset(source, config.image_size, config.validation_fraction, config.seed)
+    return Inputs(dataset, pretrained, digest)
 
 
 def decoded_bytes(source: Source, image_size: int) -> int:

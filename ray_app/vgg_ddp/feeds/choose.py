@@ -14,8 +14,8 @@ GPU_SHARE = 0.5
 
 
 def image_bytes(dataset: Dataset) -> int:
-    """Size of the images of both splits."""
-    return dataset.train.images.nbytes + dataset.test.images.nbytes
+    """Size of the images of all splits."""
+    return sum(split.images.nbytes for split in (dataset.train, dataset.validation, dataset.test) if split)
 
 
 def fits_on(device: torch.device, dataset: Dataset | StreamedDataset) -> bool:

@@ -7,6 +7,7 @@ from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.feeds.augment import EpochPlan
 from vgg_ddp.feeds.feed import (
     Batches,
+    EvaluationSplit,
     as_tensor,
     draw_plan,
     evaluation_batch,
@@ -18,7 +19,7 @@ from vgg_ddp.feeds.feed import (
 
 
 class DecodedFeed:
-    """Both splits in the memory of one device, and the plan of the epoch on the device that trains.
+    """All splits in the memory of one device, and the plan of the epoch on the device that trains.
 
     Args:
         home: the device that keeps the images.
@@ -40,13 +41,18 @@ class DecodedFeed:
         self.failure: str | None = None
         self.images_on = "GPU memory" if home.type == "cuda" else "host memory"
         self.plan: EpochPlan | None = None
-        train, test = dataset.train, dataset.test
-        self._train, self._train_labels = as_tensor(train.images, home), as_tensor(train.labels, home)
-        self._test, self._test_labels = as_tensor(test.images, home), as_tensor(test.labels, home)
+        self._train, self._train_labels = (
+            as_tensor(part, home) for part in (dataset.train.images, dataset.train.labels)
+        )
+        self._evaluated = {
+            name: (as_tensor(split.images, home), as_tensor(split.labels, home))
+            for name, split in (("validation", dataset.validation), ("test", dataset.test))
+            if split is not None
+        }
         self._config, self._device, self._fill = config, device, mean_pixel(dataset.mean, device)
         self._steps = len(dataset.train) // config.global_batch
         self.rank_part = rank_range(config.global_batch, rank, world_size)
-        self._rank_test = rank_range(len(dataset.test), rank, world_size)
+        self._rank, self._world_size = rank, world_size
         self._evaluation_batch = evaluation_batch(device, config.image_size)
 
     def start_epoch(self, epoch: int) -> EpochPlan:
@@ -55,7 +61,8 @@ class DecodedFeed:
         self.plan = move_plan(drawn, self._device, self.plan)
         return drawn
 
-    def test_batches(self) -> Batches:
-        """This rank's test images, where they are kept."""
-        for chosen in slices(self._rank_test, self._evaluation_batch):
-            yield self._test[chosen], self._test_labels[chosen]
+    def evaluation_batches(self, split: EvaluationSplit) -> Batches:
+        """This rank's images of a split, where they are kept."""
+        images, labels = self._evaluated[split]
+        for chosen in slices(rank_range(len(labels), self._rank, self._world_size), self._evaluation_batch):
+            yield images[chosen], labels[chosen]

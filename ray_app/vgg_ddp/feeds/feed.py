@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy.typing as npt
 import torch
@@ -13,6 +13,7 @@ from vgg_ddp.feeds.augment import EpochPlan, plan_epoch
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 """Images, uint8 (n, H, W, 3), and labels, int64 (n,), on the device."""
+EvaluationSplit = Literal["validation", "test"]
 
 
 class Feed(Protocol):
@@ -29,8 +30,8 @@ class Feed(Protocol):
     def train_batches(self, epoch: int, first_step: int) -> Batches:
         """This rank's part of each global batch of an epoch, augmented, starting at a step of the epoch."""
 
-    def test_batches(self) -> Batches:
-        """This rank's part of the test images; each image belongs to exactly one rank."""
+    def evaluation_batches(self, split: EvaluationSplit) -> Batches:
+        """This rank's part of the validation or test images; each image belongs to exactly one rank."""
 
 
 def draw_plan(config: TrainConfig, num_images: int, epoch: int) -> EpochPlan:

@@ -6,7 +6,7 @@ from torch import Tensor
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.dataset import Dataset
 from vgg_ddp.feeds.decoded_feed import DecodedFeed
-from vgg_ddp.feeds.feed import Batches
+from vgg_ddp.feeds.feed import Batches, EvaluationSplit
 from vgg_ddp.feeds.prefetch import augmented, prefetch
 
 CPU = torch.device("cpu")
@@ -32,5 +32,5 @@ class HostFeed(DecodedFeed):
         torch.index_select(self._train, 0, index, out=images)
         return images, self._train_labels[index], index
 
-    def test_batches(self) -> Batches:
-        return prefetch(super().test_batches(), self._device)
+    def evaluation_batches(self, split: EvaluationSplit) -> Batches:
+        return prefetch(super().evaluation_batches(split), self._device)

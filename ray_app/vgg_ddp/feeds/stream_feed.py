@@ -20,7 +20,16 @@ from vgg_ddp.compat.ray_data import add_idle_backoff, silence_progress_warning
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.streamed_dataset import Batch, RowRange, StreamedDataset, decode_rows, first_error, select_rows
 from vgg_ddp.feeds.augment import EpochPlan
-from vgg_ddp.feeds.feed import Batches, as_tensor, draw_plan, evaluation_batch, mean_pixel, move_plan, rank_range
+from vgg_ddp.feeds.feed import (
+    Batches,
+    EvaluationSplit,
+    as_tensor,
+    draw_plan,
+    evaluation_batch,
+    mean_pixel,
+    move_plan,
+    rank_range,
+)
 from vgg_ddp.feeds.prefetch import augmented, prefetch
 
 # The order of row groups is shuffled first, then the images within windows of this size.
@@ -49,10 +58,9 @@ class StreamFeed:
         self.images_on = "storage"
         self._plan: EpochPlan | None = None
         self._dataset, self._device, self._fill = dataset, device, mean_pixel(dataset.mean, device)
-        self._config, self._rank = config, rank
+        self._config, self._rank, self._world_size = config, rank, world_size
         self._steps = dataset.num_train // config.global_batch
         self._rank_part = rank_range(config.global_batch, rank, world_size)
-        self._rank_test = rank_range(dataset.num_test, rank, world_size)
         image_bytes = dataset.image_size**2 * 3
         window = min(WINDOW_IMAGES, WINDOW_BYTES // image_bytes)
         self._steps_per_window = max(1, window // len(self._rank_part))
@@ -74,12 +82,15 @@ class StreamFeed:
             self.failure = self.failure or first_error(batch)
             yield as_tensor(batch["image"], CPU), as_tensor(batch["label"], CPU), as_tensor(batch["index"], CPU)
 
-    def test_batches(self) -> Batches:
-        return prefetch(self._test_batches(), self._device)
+    def evaluation_batches(self, split: EvaluationSplit) -> Batches:
+        return prefetch(self._evaluation_batches(split), self._device)
 
-    def _test_batches(self) -> Batches:
-        ranges = select_rows(self._dataset.test_groups, self._rank_test.start, self._rank_test.stop)
-        for batch in self._decoded(ranges, evaluation_batch(self._device, self._dataset.image_size)):
+    def _evaluation_batches(self, split: EvaluationSplit) -> Batches:
+        dataset = self._dataset
+        groups = {"validation": dataset.validation_groups, "test": dataset.test_groups}[split]
+        part = rank_range(sum(group.rows for group in groups), self._rank, self._world_size)
+        ranges = select_rows(groups, part.start, part.stop)
+        for batch in self._decoded(ranges, evaluation_batch(self._device, dataset.image_size)):
             self.failure = self.failure or first_error(batch)
             if self.failure:
                 return

@@ -1,5 +1,6 @@
 """Ray metrics of a run, for Prometheus and Grafana."""
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -10,8 +11,10 @@ GAUGES = {
     "step": "Optimizer steps taken.",
     "loss": "Mean training loss of the last finished epoch.",
     "train_accuracy": "Training accuracy of the last finished epoch, as a fraction.",
-    "test_loss": "Mean test loss after the last finished epoch.",
-    "test_accuracy": "Test accuracy after the last finished epoch, as a fraction.",
+    "validation_loss": "Mean validation loss after the last finished epoch, of a run with a validation split.",
+    "validation_accuracy": "Validation accuracy after the last finished epoch, as a fraction, of such a run.",
+    "test_loss": "Mean test loss after the last finished epoch; with a validation split, at the end.",
+    "test_accuracy": "Test accuracy after the last finished epoch, as a fraction; with a validation split, at the end.",
     "lr": "Learning rate of the last step of the last finished epoch.",
     "images_per_second": "Training images per second over all workers.",
     "seconds": "Training time of the last finished epoch, in seconds.",
@@ -40,7 +43,8 @@ class Gauges:
         self._sent_all_at = 0.0
 
     def set(self, values: Mapping[str, float]) -> None:
-        """Set some of the gauges. Takes microseconds, because a thread of Ray sends them."""
+        """Set some of the gauges, except to nan. Takes microseconds, because a thread of Ray sends them."""
+        values = {name: value for name, value in values.items() if not math.isnan(value)}
         self._values.update(values)
         # Ray exports a gauge in only one report unless it is set again.
         now = time.monotonic()

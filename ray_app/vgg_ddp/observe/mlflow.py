@@ -9,18 +9,20 @@ import sqlite3
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_ddp.flags import UsageError
 from vgg_ddp.run.chosen import CHOSEN_FILE, read_chosen
-from vgg_ddp.run.files import CONFIG_FILE, CURVES_FILE, METRICS_FILE, MODEL_FILE, read_metrics
+from vgg_ddp.run.files import CONFIG_FILE, CURVES_FILE, METRICS_FILE, MODEL_FILE, Row, has_validation, read_metrics
 from vgg_ddp.run.notes import print_note, reason
 from vgg_ddp.run.runs import Run
+from vgg_ddp.run.summary import kept_row
 
 if TYPE_CHECKING:
+    from mlflow.entities import Metric
     from mlflow.tracking import MlflowClient
 
 
@@ -141,15 +143,13 @@ class Recorder:
 
     def _send_rows(self, client: "MlflowClient", run_id: str, last_epoch: float) -> float:
         """Send the epochs after the last one in the store; return the new last one."""
-        from mlflow.entities import Metric, RunTag
+        from mlflow.entities import RunTag
 
-        for row in read_metrics(self._run.folder):
+        rows = read_metrics(self._run.folder)
+        for row in rows:
             # A restart may repeat epochs, with the same numbers.
             if row["epoch"] > last_epoch:
-                step, milliseconds = int(row["epoch"]), round(row["time"] * 1000)
-                # Without test labels, two of them are nan.
-                known = {name: value for name, value in row.items() if not math.isnan(value)}
-                metrics = [Metric(name, value, milliseconds, step) for name, value in known.items()]
+                metrics = _metrics(row, lambda name: not (has_validation(rows) and name.startswith("test_")))
                 # Tags, because a resume may choose differently and params cannot change.
                 tags = [RunTag(f"chosen.{name}", value) for name, value in read_chosen(self._run.folder).items()]
                 client.log_batch(run_id, metrics=metrics, tags=tags)
@@ -158,6 +158,10 @@ class Recorder:
 
     def _send_results(self, client: "MlflowClient", run_id: str) -> None:
         folder = self._run.folder
+        rows = read_metrics(folder)
+        if has_validation(rows):
+            # The epoch whose weights were tested was sent before it was.
+            client.log_batch(run_id, metrics=_metrics(kept_row(rows), lambda name: name.startswith("test_")))
         with tempfile.TemporaryDirectory() as temporary:
             for name in ARTIFACTS:
                 if folder.exists(name):
@@ -170,6 +174,15 @@ class Recorder:
             model.write_bytes(folder.read(MODEL_FILE))
             _send_model(run_id, model, int(self._run.config.image_size))
         client.set_terminated(run_id, "FINISHED")
+
+
+def _metrics(row: Row, is_wanted: Callable[[str], bool]) -> "list[Metric]":
+    """The wanted metrics of an epoch, except for those that are nan."""
+    from mlflow.entities import Metric
+
+    step, milliseconds = int(row["epoch"]), round(row["time"] * 1000)
+    known = {name: value for name, value in row.items() if is_wanted(name) and not math.isnan(value)}
+    return [Metric(name, value, milliseconds, step) for name, value in known.items()]
 
 
 def _probe(uri: str) -> None:

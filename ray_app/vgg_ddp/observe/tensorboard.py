@@ -1,9 +1,10 @@
 """Write the metrics of a run for TensorBoard: tensorboard --logdir runs"""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 
-from vgg_ddp.compat.tensorboard import encode_events
-from vgg_ddp.run.files import Row
+from vgg_ddp.compat.tensorboard import Scalars, encode_events
+from vgg_ddp.run.files import VALIDATION_COLUMNS, Row, has_validation
 from vgg_ddp.run.storage import Folder
 
 EVENTS_FILE = "events.out.tfevents"
@@ -11,8 +12,10 @@ EVENTS_FILE = "events.out.tfevents"
 TAGS = {
     "loss": "loss/training",
     "test_loss": "loss/test",
+    "validation_loss": "loss/validation",
     "train_accuracy": "accuracy/training",
     "test_accuracy": "accuracy/test",
+    "validation_accuracy": "accuracy/validation",
     "lr": "training/lr",
     "images_per_second": "training/images_per_second",
 }
@@ -22,8 +25,16 @@ def write_events(run: Folder, rows: Sequence[Row]) -> None:
     """Rewrite the event file with all epochs, so that a resumed run has each epoch once.
 
     Equal rows give equal bytes. TensorBoard keeps the file open and continues reading at its position, so the old part
-    must not change.
+    must not change. With a validation split, an epoch is tested after the others: its test results come last.
     """
-    scalars = [(row["time"], int(row["epoch"]), {tag: row[name] for name, tag in TAGS.items()}) for row in rows]
+    is_split = has_validation(rows)
+    late = {name for name in TAGS if is_split and name.startswith("test_")}
+    left_out = late if is_split else set(VALIDATION_COLUMNS)
+    scalars = [_scalars(row, TAGS.keys() - left_out) for row in rows]
+    scalars += [_scalars(row, late) for row in rows if late and not math.isnan(row["test_accuracy"])]
     if events := encode_events(scalars):
         run.overwrite(EVENTS_FILE, events)
+
+
+def _scalars(row: Row, names: Collection[str]) -> Scalars:
+    return row["time"], int(row["epoch"]), {tag: row[name] for name, tag in TAGS.items() if name in names}

@@ -16,13 +16,14 @@ from vgg_ddp.run.files import (
     PROGRESS_FILE,
     STARTUP_FILE,
     Row,
+    has_validation,
     read_metrics,
     read_progress,
     read_startup,
 )
 from vgg_ddp.run.notes import noted
 from vgg_ddp.run.runs import Run
-from vgg_ddp.run.summary import format_row
+from vgg_ddp.run.summary import format_row, format_test, kept_row
 
 POLL_SECONDS = {"local": 0.5, "remote": 3.0}
 # Print a note if the first step takes longer than this.
@@ -119,6 +120,9 @@ class Follower:
         known = [row["time"] == printed["time"] for row, printed in zip(rows, self._printed, strict=False)]
         for row in rows[[*known, False].index(False) :]:
             print(format_row(row, self._epochs), flush=True)
+        tested = kept_row(rows) if has_validation(rows) else None
+        if tested and not math.isnan(tested["test_accuracy"]) and tested not in self._printed:
+            print(format_test(tested, self._epochs), flush=True)
         self._printed = rows
 
     def _write_events(self, rows: list[Row]) -> None:

@@ -1,15 +1,19 @@
 """Plot metrics by epoch: curves.png of one run, or a comparison of several runs."""
 
 import io
+import math
 from collections.abc import Sequence
 
 from vgg_ddp.run.files import CURVES_FILE, Row
 from vgg_ddp.run.storage import Folder
-from vgg_ddp.run.summary import FinishedEpochs
+from vgg_ddp.run.summary import FinishedEpochs, judging_split, kept_row
 
 
 def draw(runs: Sequence[FinishedEpochs]) -> bytes:
-    """Plot accuracy and loss of all runs by epoch and by training time, as PNG; training dashed, test solid."""
+    """Plot accuracy and loss of all runs by epoch and by training time, as PNG.
+
+    Training is dashed; the split that judges the epochs, which the legend names, is solid.
+    """
     # Not pyplot, whose settings belong to the program or notebook that trains.
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -19,12 +23,14 @@ def draw(runs: Sequence[FinishedEpochs]) -> bytes:
     longest = max(run.seconds()[-1] for run in runs)
     unit, unit_seconds = ("minutes", 60.0) if longest > 180 else ("seconds", 1.0)
     for index, run in enumerate(runs):
+        split = judging_split(run.rows)
         positions = ([row["epoch"] for row in run.rows], [second / unit_seconds for second in run.seconds()])
         for column, position in enumerate(positions):
-            for line, (test, train) in enumerate((("test_accuracy", "train_accuracy"), ("test_loss", "loss"))):
-                color = f"C{index % 10}"
-                test_values, train_values = ([row[name] for row in run.rows] for name in (test, train))
-                axes[line, column].plot(position, test_values, color=color, marker="o", markersize=3, label=run.name)
+            names = ((f"{split}_accuracy", "train_accuracy"), (f"{split}_loss", "loss"))
+            for line, (judged, train) in enumerate(names):
+                color, label = f"C{index % 10}", f"{run.name}, {split}"
+                judged_values, train_values = ([row[name] for row in run.rows] for name in (judged, train))
+                axes[line, column].plot(position, judged_values, color=color, marker="o", markersize=3, label=label)
                 axes[line, column].plot(position, train_values, color=color, linestyle="--", linewidth=1, alpha=0.7)
     for column, label in enumerate(("epoch", f"training time in {unit}")):
         axes[1, column].set_xlabel(label)
@@ -51,12 +57,12 @@ def write_curves(run: Folder, rows: Sequence[Row], title: str) -> None:
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
-    for name, axes, columns in (
-        ("loss", loss_axes, ("loss", "test_loss")),
-        ("accuracy", accuracy_axes, ("train_accuracy", "test_accuracy")),
-    ):
-        for column, label in zip(columns, ("training", "test"), strict=True):
+    split, tested = judging_split(rows), kept_row(rows)
+    for name, axes, train in (("loss", loss_axes, "loss"), ("accuracy", accuracy_axes, "train_accuracy")):
+        for column, label in ((train, "training"), (f"{split}_{name}", split)):
             axes.plot(epochs, [row[column] for row in rows], marker="o", markersize=3, label=label)
+        if split == "validation" and not math.isnan(tested["test_accuracy"]):
+            axes.plot(tested["epoch"], tested[f"test_{name}"], "k*", markersize=9, label="test")
         axes.set(xlabel="epoch", ylabel=name)
         axes.set_xlim(0, max(epochs) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

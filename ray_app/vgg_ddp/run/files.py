@@ -23,6 +23,8 @@ COLUMNS = (
     "step",
     "loss",
     "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
     "test_loss",
     "test_accuracy",
     "lr",
@@ -30,12 +32,16 @@ COLUMNS = (
     "seconds",
     "time",
 )
+# Only in the files of runs with a validation split.
+VALIDATION_COLUMNS = ("validation_loss", "validation_accuracy")
+EVALUATED = (*VALIDATION_COLUMNS, "test_loss", "test_accuracy")
 # These may be nan or infinite: a test split may have no labels, for example.
-MAY_BE_NAN = ("loss", "train_accuracy", "test_loss", "test_accuracy")
+MAY_BE_NAN = ("loss", "train_accuracy", *EVALUATED)
 DIGITS = {"time": 13}
 Row = dict[str, float]
 """The metrics of one epoch. Losses and accuracies are means over all ranks, seconds exclude evaluation, and time is the
-end of the epoch in seconds since 1970."""
+end of the epoch in seconds since 1970. What was not evaluated is nan: with a validation split, only the epoch whose
+weights the run keeps has test results, once the run is finished."""
 
 
 def write_config(run: Folder, config: dict[str, Any]) -> None:
@@ -57,12 +63,18 @@ def read_config(run: Folder) -> dict[str, Any] | None:
     return config
 
 
+def has_validation(rows: Sequence[Row]) -> bool:
+    """Whether these are the rows of a run with a validation split."""
+    return any(not math.isnan(row["validation_accuracy"]) for row in rows)
+
+
 def write_metrics(run: Folder, rows: Sequence[Row]) -> None:
     """Rewrite metrics.csv with all rows, so that a resumed run has each row once."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    columns = [name for name in COLUMNS if name not in VALIDATION_COLUMNS or has_validation(rows)]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows({name: f"{row[name]:.{DIGITS.get(name, 9)}g}" for name in COLUMNS} for row in rows)
+    writer.writerows({name: f"{row[name]:.{DIGITS.get(name, 9)}g}" for name in columns} for row in rows)
     run.write(METRICS_FILE, text.getvalue().encode())
 
 
@@ -105,7 +117,7 @@ def parse_metrics(content: bytes) -> tuple[list[Row], str]:
             repeated.append(str(number))
         rows[row["epoch"]] = row
     kinds = {
-        "no column": [name for name in COLUMNS if name not in names],
+        "no column": [name for name in COLUMNS if name not in (*names, *VALIDATION_COLUMNS)],
         "not a row of numbers: line": damaged,
         "an epoch again: line": repeated,
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from vgg_ddp.flags import UsageError, flag
 from vgg_ddp.run.chosen import read_chosen
-from vgg_ddp.run.files import Row, read_config, read_metrics
+from vgg_ddp.run.files import Row, has_validation, read_config, read_metrics
 from vgg_ddp.run.storage import Folder
 
 # Where a run is stored and what it reports; these settings do not affect its numbers.
@@ -23,6 +23,11 @@ CHOICE_OF = {
     "fast_convolutions": "fast_convolutions",
     "ingest": "ingest",
 }
+
+
+# Headings of the table above the accuracies on the evaluated splits.
+TEST_HEADINGS = ("test", "best test (epoch)")
+VALIDATION_HEADINGS = ("validation", "best validation (epoch)", "test (epoch)")
 
 
 @dataclass(frozen=True)
@@ -59,26 +64,43 @@ def read_run(location: str, storage_path: str) -> FinishedEpochs:
 
 def format_table(runs: Sequence[FinishedEpochs]) -> str:
     """A table with a heading and one line per run."""
-    lines = [("run", "epochs", "loss", "train", "test", "best (epoch)", "images/s", "seconds")]
+    with_validation = any(has_validation(run.rows) for run in runs)
+    evaluated = VALIDATION_HEADINGS if with_validation else TEST_HEADINGS
+    lines = [["run", "epochs", "loss", "train", *evaluated, "images/s", "seconds"]]
     for run in runs:
-        last, best = run.rows[-1], best_row(run.rows)
+        last = run.rows[-1]
         lines.append(
-            (
+            [
                 run.name,
                 f"{last['epoch']:.0f}/{run.config.get('epochs', '?')}",
                 f"{last['loss']:.4f}",
                 f"{last['train_accuracy']:.2%}",
-                format_share(last["test_accuracy"]),
-                f"{format_share(best['test_accuracy'])} ({best['epoch']:.0f})",
+                *_evaluated(run.rows, with_validation),
                 f"{mean_images_per_second(run.rows):,.0f}",
                 f"{run.seconds()[-1]:,.1f}",
-            )
+            ]
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join([first.ljust(widths[0]), *(text.rjust(width) for text, width in zip(rest, widths[1:], strict=True))])
         for first, *rest in lines
     )
+
+
+def _evaluated(rows: Sequence[Row], with_validation: bool) -> list[str]:
+    """The cells of a run below the headings of the evaluated splits."""
+    last, best = rows[-1], best_row(rows)
+    if not with_validation:
+        return [format_share(last["test_accuracy"]), _share_of_epoch(best, "test_accuracy")]
+    return [
+        format_share(last["validation_accuracy"]),
+        _share_of_epoch(best, "validation_accuracy"),
+        _share_of_epoch(kept_row(rows), "test_accuracy"),
+    ]
+
+
+def _share_of_epoch(row: Row, name: str) -> str:
+    return "-" if math.isnan(row[name]) else f"{row[name]:.2%} ({row['epoch']:.0f})"
 
 
 def format_differences(runs: Sequence[FinishedEpochs]) -> str:
@@ -106,18 +128,39 @@ def format_differences(runs: Sequence[FinishedEpochs]) -> str:
 
 
 def format_row(row: Row, epochs: int) -> str:
-    """One aligned line for an epoch."""
+    """One aligned line for an epoch, with the accuracy on the split that judges it."""
+    split = judging_split([row])
     return (
-        f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}  loss {row['loss']:.4f}  "
-        f"train {row['train_accuracy']:6.2%}  test {format_share(row['test_accuracy']):>6}  lr {row['lr']:.4f}  "
+        f"{_epoch_of(row, epochs)}  loss {row['loss']:.4f}  train {row['train_accuracy']:6.2%}  "
+        f"{split} {format_share(row[f'{split}_accuracy']):>6}  lr {row['lr']:.4f}  "
         f"{row['images_per_second']:,.0f} images/s  {row['seconds']:.1f} s"
     )
 
 
+def format_test(row: Row, epochs: int) -> str:
+    """A line for the test accuracy of the weights that a run with a validation split keeps."""
+    return f"{_epoch_of(row, epochs)}  test {format_share(row['test_accuracy'])} with the weights of this epoch"
+
+
+def _epoch_of(row: Row, epochs: int) -> str:
+    return f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}"
+
+
+def judging_split(rows: Sequence[Row]) -> str:
+    """The split that judges each epoch: validation or, without a validation split, test."""
+    return "validation" if has_validation(rows) else "test"
+
+
 def best_row(rows: Sequence[Row]) -> Row:
-    """The first epoch with the highest test accuracy; without any, the last epoch."""
-    known = [row for row in rows if not math.isnan(row["test_accuracy"])]
-    return max(known, key=lambda row: row["test_accuracy"]) if known else rows[-1]
+    """The first epoch with the highest accuracy on the split that judges it; without any, the last epoch."""
+    accuracy = f"{judging_split(rows)}_accuracy"
+    known = [row for row in rows if not math.isnan(row[accuracy])]
+    return max(known, key=lambda row: row[accuracy]) if known else rows[-1]
+
+
+def kept_row(rows: Sequence[Row]) -> Row:
+    """The last epoch whose weights were tested; without any, the last epoch."""
+    return next((row for row in reversed(rows) if not math.isnan(row["test_accuracy"])), rows[-1])
 
 
 def format_share(share: float) -> str:
@@ -133,15 +176,19 @@ def mean_images_per_second(rows: Sequence[Row]) -> float:
 
 def format_summary(rows: Sequence[Row]) -> str:
     """The results of a finished run, as a small table."""
-    last = rows[-1]
-    best, images_per_second = best_row(rows), mean_images_per_second(rows)
+    last, best, images_per_second = rows[-1], best_row(rows), mean_images_per_second(rows)
     seconds = sum(row["seconds"] for row in rows)
-    accuracy = f"{last['test_accuracy']:.2%} (best {best['test_accuracy']:.2%}, epoch {best['epoch']:.0f})"
+    accuracy = f"{judging_split(rows)}_accuracy"
+    judged = f"{last[accuracy]:.2%} (best {best[accuracy]:.2%}, epoch {best['epoch']:.0f})"
+    tested = kept_row(rows)
+    test = f"{tested['test_accuracy']:.2%} (weights of epoch {tested['epoch']:.0f})"
+    with_validation = has_validation(rows)
     lines = (
         ("epochs", f"{last['epoch']:.0f}"),
         ("training loss", f"{last['loss']:.4f}"),
         ("training accuracy", f"{last['train_accuracy']:.2%}"),
-        ("test accuracy", "-" if math.isnan(last["test_accuracy"]) else accuracy),
+        *([("validation", judged)] if with_validation else []),
+        ("test accuracy", "-" if math.isnan(tested["test_accuracy"]) else test if with_validation else judged),
         ("training time", f"{seconds:.1f} s"),
         ("images per second", f"{images_per_second:,.0f}"),
     )

@@ -97,6 +97,7 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
         monitor=monitor,
         graphed=_uses_graphs(config, model, feed, on_one_machine and not share_muon),
         callbacks=job.callbacks,
+        num_validation=dataset.num_validation,
     )
     phases["model built"] = time.time()
     if newest:

@@ -1,5 +1,6 @@
 """What a rank has: `Worker` stays the same during training; `TrainState` changes, and is what a checkpoint contains."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,11 @@ from vgg_ddp.config import TrainConfig
 from vgg_ddp.feeds.feed import Feed
 from vgg_ddp.machine.precision import DTYPES
 from vgg_ddp.recipes import Recipe
-from vgg_ddp.run.files import Row
+from vgg_ddp.run.checkpoint import copy_to_host
+from vgg_ddp.run.files import VALIDATION_COLUMNS, Row
 from vgg_ddp.run.saver import Saver
 from vgg_ddp.run.storage import Folder
-from vgg_ddp.worker.ddp import gather_buffers, load_buffers
+from vgg_ddp.worker.ddp import buffer_vector, gather_buffers, load_buffers, set_buffers
 from vgg_ddp.worker.decisions import Control
 from vgg_ddp.worker.hangs import HangMonitor
 from vgg_ddp.worker.metrics import Sums
@@ -62,6 +64,7 @@ class Worker:
     monitor: HangMonitor
     graphed: bool = False
     callbacks: "Sequence[UserCallback]" = ()
+    num_validation: int = 0
 
     @property
     def dtype(self) -> torch.dtype:
@@ -82,6 +85,7 @@ class TrainState:
         step: optimizer steps taken.
         epoch_seconds: training time of the current epoch.
         rows: metrics of the finished epochs, one row each.
+        best: with --keep-best, parameters and buffers of the best epoch so far, in host memory.
     """
 
     model: nn.Module
@@ -90,6 +94,7 @@ class TrainState:
     step: int = 0
     epoch_seconds: float = 0.0
     rows: list[Row] = field(default_factory=list)
+    best: dict[str, Any] | None = None
 
     @property
     def epoch(self) -> int:
@@ -108,7 +113,24 @@ class TrainState:
                 "optimizers": self.optimizers.state(),
             },
             "sums": self.sums.total(),
+            **({"best": self.best} if self.best else {}),
         }
+
+    def remember_weights(self) -> None:
+        """Remember these weights as the best so far. A device-to-host sync."""
+        parameters = {name: parameter.detach() for name, parameter in self.model.named_parameters()}
+        self.best = copy_to_host({"parameters": parameters, "buffers": buffer_vector(self.model)})
+
+    def return_to_best(self) -> None:
+        """Set the weights to the best ones."""
+        assert self.best is not None
+        self._set_parameters(self.best["parameters"])
+        set_buffers(self.model, self.best["buffers"].to(next(self.model.parameters()).device))
+
+    def _set_parameters(self, saved: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(saved[name])
 
     def restore(self, saved: dict[str, Any], rank: int) -> None:
         """Continue from a snapshot.
@@ -127,10 +149,11 @@ class TrainState:
                 f"the checkpoint is from another model than the {type(self.model).__name__} that build_model in "
                 f"vgg_ddp/model/build.py builds: {name} is {saved_shape} in the checkpoint, and {shape} in this model"
             )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(saved_parameters[name])
+        self._set_parameters(saved_parameters)
         load_buffers(self.model, saved["replica"]["buffers"])
         self.optimizers.load_state(saved["replica"]["optimizers"])
-        self.step, self.epoch_seconds, self.rows = saved["step"], saved["seconds"], saved["rows"]
+        self.step, self.epoch_seconds = saved["step"], saved["seconds"]
+        # Rows of older versions have no validation columns.
+        self.rows = [dict.fromkeys(VALIDATION_COLUMNS, math.nan) | row for row in saved["rows"]]
         self.sums.restart_from(saved["sums"], rank)
+        self.best = saved.get("best")

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vgg_ddp.feeds.feed import EvaluationSplit
 from vgg_ddp.model.preprocess import halve, normalize
 from vgg_ddp.worker.ddp import average_buffers
 from vgg_ddp.worker.metrics import Sums
@@ -54,12 +55,12 @@ def forward(
 
 
 @torch.no_grad()
-def evaluate(worker: Worker, state: TrainState) -> list[float]:
-    """Sums of loss, correct predictions, and images of the test split; each image counts on one rank. A collective."""
+def evaluate(worker: Worker, state: TrainState, split: EvaluationSplit = "test") -> list[float]:
+    """Sums of loss, correct predictions, and images of a split; each image counts on one rank. A collective."""
     average_buffers(state.model)
     sums = Sums(worker.device)
     state.model.eval()
-    for images, labels in worker.feed.test_batches():
+    for images, labels in worker.feed.evaluation_batches(split):
         sums.add(*forward(worker, state, state.model, images, labels), labels)
         worker.monitor.beat()
     state.model.train()

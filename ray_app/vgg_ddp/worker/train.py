@@ -12,9 +12,11 @@ import time
 
 import ray.train
 
+from vgg_ddp.feeds.feed import EvaluationSplit
 from vgg_ddp.job import Job, Outcome, RefusedError
 from vgg_ddp.model.stored import stored_form
-from vgg_ddp.run.files import METRICS_FILE, Row, write_metrics
+from vgg_ddp.run.files import EVALUATED, METRICS_FILE, Row, write_metrics
+from vgg_ddp.run.summary import best_row
 from vgg_ddp.weights.model_file import write_model
 from vgg_ddp.worker.ddp import from_all_ranks
 from vgg_ddp.worker.decisions import Decision
@@ -34,13 +36,15 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
         return Outcome("refused", str(refusal))
     with hung_ranks_named(worker.monitor, lambda: state.step):
         outcome = train(worker, state)
+        # A test image that cannot be decoded is an error, but must not cost the trained model.
+        test_outcome = None if outcome else finish_run(worker, state)
     worker.telemetry.close()
     worker.saver.wait()
     if outcome is None and worker.rank == 0 and not worker.saver.failure:
         write_results(worker, state)
     if worker.saver.failure:
         return Outcome("unsaved", worker.saver.failure, state.step)
-    return outcome or Outcome("finished", step=state.step)
+    return outcome or test_outcome or Outcome("finished", step=state.step)
 
 
 def train(worker: Worker, state: TrainState) -> Outcome | None:
@@ -89,7 +93,7 @@ def train_epoch(worker: Worker, state: TrainState, graphs: GraphedSteps | None) 
 
 
 def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome | None:
-    """Evaluate and append the epoch's row of metrics; without test labels, those of the test split are nan.
+    """Evaluate and append the epoch's row of metrics: the validation images, or without any the test images.
 
     Collectives, and a device-to-host sync.
     """
@@ -97,26 +101,25 @@ def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome |
     train_loss, train_correct, train_count = state.sums.total()
     # `total` waited for the device, so all steps are done now.
     seconds = time.monotonic() - started
-    test_loss, test_correct, test_count = evaluate(worker, state)
-    worker.monitor.check()
-    if test_count != worker.num_test:
-        if refusal := bad_image(worker, state):
-            return refusal
-        raise RuntimeError(f"evaluated {test_count:.0f} of {worker.num_test} test images: did the files change?")
+    measured = measure(worker, state, "validation" if worker.num_validation else "test")
+    if isinstance(measured, Outcome):
+        return measured
     state.rows.append(
         {
             "epoch": state.epoch + 1,
             "step": state.step,
             "loss": train_loss / train_count,
             "train_accuracy": train_correct / train_count,
-            "test_loss": test_loss / test_count if test_count else math.nan,
-            "test_accuracy": test_correct / test_count if test_count else math.nan,
+            **dict.fromkeys(EVALUATED, math.nan),
+            **measured,
             "lr": lr_at(worker, state.step - 1),
             "images_per_second": train_count / seconds,
             "seconds": seconds,
             "time": time.time(),
         }
     )
+    if worker.config.keep_best and best_epoch(worker, state) is state.rows[-1]:
+        state.remember_weights()
     state.epoch_seconds = 0.0
     state.sums.restart()
     worker.telemetry.show(state.rows[-1])
@@ -138,6 +141,47 @@ def report(worker: Worker, row: Row) -> None:
     for callback in worker.callbacks:
         callback.after_report(None, [dict(row)], None)
     worker.monitor.check()
+
+
+def finish_run(worker: Worker, state: TrainState) -> Outcome | None:
+    """With a validation split, evaluate the test images, once, with the weights that the run keeps. Collectives."""
+    if not worker.num_validation:
+        return None
+    kept = state.rows[-1]
+    if worker.config.keep_best:
+        kept = best_epoch(worker, state)
+        state.return_to_best()
+    worker.monitor.arrive()
+    measured = measure(worker, state, "test")
+    if isinstance(measured, Outcome):
+        return measured
+    # A new row, because the old one may just be written.
+    state.rows[int(kept["epoch"]) - 1] = kept | measured
+    worker.telemetry.show(measured)
+    return None
+
+
+def best_epoch(worker: Worker, state: TrainState) -> Row:
+    """The epoch whose weights --keep-best keeps, so far: not one of half-size images, if there are others."""
+    return best_row(state.rows[worker.config.half_size_epochs :] or state.rows)
+
+
+def measure(worker: Worker, state: TrainState, split: EvaluationSplit) -> Row | Outcome:
+    """Loss and accuracy on a split, by their columns; nan without labels. An outcome if an image cannot be decoded.
+
+    Collectives.
+    """
+    loss, correct, count = evaluate(worker, state, split)
+    worker.monitor.check()
+    expected = worker.num_validation if split == "validation" else worker.num_test
+    if count != expected:
+        if refusal := bad_image(worker, state):
+            return refusal
+        raise RuntimeError(f"evaluated {count:.0f} of {expected} {split} images: did the files change?")
+    return {
+        f"{split}_loss": loss / count if count else math.nan,
+        f"{split}_accuracy": correct / count if count else math.nan,
+    }
 
 
 def act_on(decision: Decision, worker: Worker, state: TrainState, is_last: bool) -> Outcome | None:

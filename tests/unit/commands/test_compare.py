@@ -1,5 +1,6 @@
 """compare.py, called in this process."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,8 @@ def runs(tmp_path: Path) -> Path:
                 "step": 10.0 * epoch,
                 "loss": 2.0 - epoch / 4,
                 "train_accuracy": 0.25,
+                "validation_loss": math.nan,
+                "validation_accuracy": math.nan,
                 "test_loss": 2.0,
                 "test_accuracy": [0.125, 0.5, 0.375][epoch],
                 "lr": 0.1,

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,17 @@ def test_batch_may_not_exceed_the_training_images(run: Folder) -> None:
     assert with_batch_size(given, make_dataset(8), 4) == given
     with pytest.raises(UsageError, match="--batch-size 8: there are only 7 training images"):
         with_batch_size(given, make_dataset(7), 4)
+
+
+def test_batch_is_made_of_images_that_are_not_for_validation(run: Folder) -> None:
+    dataset = make_dataset(8)
+    dataset = replace(dataset, validation=dataset.train)
+    given = Run(TrainConfig(batch_size=9), "run", run, exists=False)
+    with pytest.raises(UsageError, match="--batch-size 9: there are only 8 training images besides the validation"):
+        with_batch_size(given, dataset, 1)
+    unset = Run(TrainConfig(num_workers=1), "run", run, exists=False)
+    dataset = replace(make_dataset(1000), validation=make_dataset(4000).train)
+    assert with_batch_size(unset, dataset, 1).config.batch_size == 100
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def assert_equal(batches: list[Batch], expected: list[Batch]) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("read", [lambda feed: feed.train_batches(0, 0), lambda feed: feed.test_batches()])
+@pytest.mark.parametrize("read", [lambda feed: feed.train_batches(0, 0), lambda feed: feed.evaluation_batches("test")])
 def test_images_in_host_memory_give_the_same_batches(dataset: Dataset, rank: int, read: Callable[..., object]) -> None:
     host, memory = (list(read(kind(dataset, CONFIG, rank, 2, CPU))) for kind in (HostFeed, MemoryFeed))
     assert len(host) > 1
@@ -70,7 +70,7 @@ def test_plan_keeps_its_memory_from_epoch_to_epoch(dataset: Dataset) -> None:
 
 def test_batches_on_the_cpu_are_parts_of_the_images_themselves(dataset: Dataset) -> None:
     for feed in (MemoryFeed(dataset, CONFIG, 0, 1, CPU), HostFeed(dataset, CONFIG, 0, 1, CPU)):
-        (images, _), *_ = feed.test_batches()
+        (images, _), *_ = feed.evaluation_batches("test")
         assert images.data_ptr() == dataset.test.images.ctypes.data
         assert feed.images_on == "host memory"
 

@@ -1,5 +1,6 @@
 """The record of a run in MLflow, compared with the run folder."""
 
+import math
 import shutil
 import sys
 import time
@@ -16,7 +17,7 @@ from support.choices import write_choices
 from support.command import free_port
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError
-from vgg_ddp.observe.mlflow import recorded, require_mlflow
+from vgg_ddp.observe.mlflow import POLL_SECONDS, recorded, require_mlflow
 from vgg_ddp.run.curves import write_curves
 from vgg_ddp.run.files import Row, write_metrics
 from vgg_ddp.run.runs import Run
@@ -46,7 +47,13 @@ def history(uri: str) -> dict[str, dict[int, list[float]]]:
 
 
 def by_epoch(rows: list[Row]) -> dict[str, dict[int, list[float]]]:
-    return {name: {int(row["epoch"]): [row[name]] for row in rows} for name in rows[0]}
+    """What the store must hold: every number that is known."""
+    values: dict[str, dict[int, list[float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if not math.isnan(value):
+                values.setdefault(name, {})[int(row["epoch"])] = [value]
+    return values
 
 
 def assert_holds_the_run(server: str, location: str, run: Folder, make_rows: MakeRows, model_folder: Path) -> None:
@@ -134,6 +141,18 @@ def test_store_matches_the_run_folder(
     assert model.metadata.signature is not None
     probabilities = model.predict(random_pixels)
     np.testing.assert_allclose(probabilities, expected_probabilities, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_test_of_an_earlier_epoch_is_sent_at_the_end(a_run: Run, make_rows: MakeRows, tmp_path: Path) -> None:
+    untested = {"test_loss": math.nan, "test_accuracy": math.nan, "validation_loss": 1.5, "validation_accuracy": 0.5}
+    rows = [row | untested for row in make_rows(2)]
+    with recorded(a_run):
+        write_metrics(a_run.folder, rows)
+        time.sleep(POLL_SECONDS + 1)
+        rows[0] |= {"test_loss": 1.25, "test_accuracy": 0.625}
+        write_metrics(a_run.folder, rows)
+    assert history(f"sqlite:///{tmp_path}/mlflow.db") == by_epoch(rows)
 
 
 @pytest.mark.slow

@@ -136,13 +136,13 @@ CHANGES = {
     "recipe": "fast",
     "lr": 0.5,
     "momentum": 0.75,
-    "weight_decay": 0.0,
-    "label_smoothing": 0.0,
-    "augment_shift": 0,
-    "cutout": 0,
+    **dict.fromkeys(("weight_decay", "label_smoothing"), 0.0),
+    **dict.fromkeys(("augment_shift", "cutout"), 0),
     "gradients": "bf16",
     "fast_convolutions": False,
     "seed": 0,
+    "validation_fraction": 0.25,
+    "keep_best": True,
 }
 
 
