@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Train on a cluster: cluster/submit.sh CLUSTER_FILE [flags of ray_app/main.py]
+# Tune on a cluster:  cluster/submit.sh CLUSTER_FILE tune.py SPACE ... [flags of ray_app/tune.py]
 # Ships ray_app as a Ray job through an SSH tunnel, shows its output, and exits with its exit code. After a change to the
 # code, just submit again: the cluster does not need a restart.
 set -euo pipefail
@@ -12,6 +13,11 @@ usage() { echo "submit.sh: error: $1" >&2; exit 2; }
   usage "no token in ~/.ray/auth_token: create one with ray get-auth-token --generate, then run ray up"
 cluster_file=$(realpath "$1")
 shift
+program=main.py
+case ${1:-} in
+  main.py | tune.py) program=$1 && shift ;;
+  *.py) usage "$1: expected main.py or tune.py" ;;
+esac
 cd "$(dirname "$0")/.."
 
 export RAY_AUTH_MODE=token
@@ -42,7 +48,7 @@ address=http://127.0.0.1:$port
 # Only ray_app: the repository may also contain images, runs, and weights.
 cp -r ray_app "$shipped"
 ray job submit --address "$address" --submission-id "$job" --working-dir "$shipped" -- \
-  python ray_app/main.py "$@" || true
+  python "ray_app/$program" "$@" || true
 # The ray command exits with 1 for any failure, and with 0 if the job was stopped.
 if code=$(python -c '
 import sys

@@ -17,10 +17,12 @@ from sagemaker_entry.client.settings import JobConfig
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import field_help, flag
 from vgg_ddp.serving.config import ServeConfig
+from vgg_ddp.sweep.config import SweepConfig
 
 OTHER_COMMANDS = {
+    "Tune": (SweepConfig, "`python ray_app/tune.py SPACE` takes the flags of `main.py` and these:"),
     "Prepare images": (PrepareConfig, "`python ray_app/prepare.py IMAGE_FOLDER OUTPUT`"),
-    "Predict": (PredictConfig, "`python ray_app/predict.py MODEL [IMAGES]`"),
+    "Predict": (PredictConfig, "`python ray_app/predict.py MODEL [FILES]`"),
     "Serve": (ServeConfig, "`python ray_app/serve.py MODEL`"),
     "Compare runs": (CompareConfig, "`python ray_app/compare.py RUN OTHER_RUN`"),
     "SageMaker jobs": (JobConfig, "`python sagemaker_entry/submit.py` takes the flags of `main.py` and these:"),

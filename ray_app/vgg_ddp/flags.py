@@ -72,7 +72,7 @@ def parse_flags(config_class: type[T], arguments: Sequence[str], program: str, d
     given, unknown = parser.parse_known_intermixed_args(hyphenated)
     if unknown:
         raise UsageError(_describe_unknown(unknown[0], config_class))
-    values = {name: _parse_value(name, types[name], value) for name, value in vars(given).items()}
+    values = {name: parse_value(name, types[name], value) for name, value in vars(given).items()}
     if default is None:
         return config_class(**values)
     return dataclasses.replace(default, **values)  # type: ignore[type-var]
@@ -175,7 +175,7 @@ def _describe_unknown(argument: str, config_class: type) -> str:
     return f"unknown flag {name}. " + (f"Did you mean {similar[0]}?" if similar else "See --help.")
 
 
-def _parse_value(name: str, kind: Any, value: Any) -> Any:
+def parse_value(name: str, kind: Any, value: Any) -> Any:
     """Convert the string of an argument to the type of its field.
 
     Raises:

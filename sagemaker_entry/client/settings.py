@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from vgg_ddp.config import DATA_NAMES, TrainConfig
 from vgg_ddp.flags import UsageError, flag
+from vgg_ddp.search_space import Parameter, parse_space
 
 PROGRAM = "python sagemaker_entry/submit.py"
 S3_PREFIX = r"s3://[^/]+/.+"
@@ -80,7 +81,8 @@ class JobConfig(TrainConfig):
     """Tags of the job, as KEY=VALUE."""
 
     tune: tuple[str, ...] = ()
-    """Tune these flags of main.py for the highest test accuracy, each given as NAME=LOW:HIGH or NAME=A,B,C."""
+    """Tune these flags of main.py for the highest validation accuracy, each given as NAME=LOW:HIGH or NAME=A,B,C. The
+    jobs get --validation-fraction 0.1 if it is not given."""
     max_jobs: int = 10
     """With --tune, total number of jobs."""
     parallel_jobs: int = 2
@@ -148,17 +150,21 @@ class JobConfig(TrainConfig):
         ):
             if getattr(self, name):
                 raise UsageError(f"--tune cannot be combined with {flag(name)}.")
-        names = {field.name for field in dataclasses.fields(TrainConfig)} - set(NOT_IN_A_JOB)
-        for search in self.tune:
-            name, _, values = search.partition("=")
-            known = name.replace("-", "_") in names
-            if not known or not ("," in values or _is_range(values)):
-                raise UsageError(
-                    f"--tune {search}: expected a flag of main.py with LOW:HIGH or choices, as in lr=0.05:0.4."
-                )
+        self.search_space()
         # SageMaker's tuning service starts the image's own entry point, and the newest images may lack the toolkit.
         if not self.image:
             raise UsageError("--tune requires --image with an image that includes SageMaker's training toolkit.")
+
+    def search_space(self) -> tuple[Parameter, ...]:
+        """The settings to tune.
+
+        Raises:
+            UsageError: if --tune is invalid.
+        """
+        try:
+            return parse_space(self.tune, TrainConfig.from_dict(self.to_dict()))
+        except UsageError as error:
+            raise UsageError(f"--tune {error}") from error
 
     @property
     def has_own_data(self) -> bool:
@@ -169,15 +175,6 @@ class JobConfig(TrainConfig):
     def spot_wait_seconds(self) -> int:
         """With --spot, the time limit for waiting plus running."""
         return self.max_wait_seconds or 2 * self.max_run_seconds
-
-
-def _is_range(values: str) -> bool:
-    """Whether the text has the form LOW:HIGH, with LOW < HIGH."""
-    low, _, high = values.partition(":")
-    try:
-        return float(low) < float(high)
-    except ValueError:
-        return False
 
 
 def check_network(subnets: tuple[str, ...], security_groups: tuple[str, ...]) -> None:

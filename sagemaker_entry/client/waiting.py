@@ -78,7 +78,7 @@ def wait_for_search(boto_session: Any, name: str) -> None:
     """Show the progress of a search until it ends, then its best job.
 
     Raises:
-        NotCompletedError: if it failed, was stopped, or has no job with a test accuracy.
+        NotCompletedError: if it failed, was stopped, or has no job with a validation accuracy.
         WaitError: if calls to AWS fail.
     """
     with watching(name):
@@ -90,7 +90,7 @@ def wait_for_search(boto_session: Any, name: str) -> None:
     if status != "Completed":
         raise NotCompletedError(f"the search did not complete: {search.get('FailureReason') or status}")
     if not best:
-        raise NotCompletedError("none of the search's jobs reported a test accuracy.")
+        raise NotCompletedError("none of the search's jobs reported a validation accuracy.")
 
 
 def follow_job(sagemaker: Any, name: str, log: JobLog) -> dict[str, Any]:

@@ -105,6 +105,12 @@ def test_submit_exits_with_the_exit_code_of_the_job(cluster: tuple[ssh_hosts.Net
     result = laptop.run(SUBMIT, laptop.cluster_file, "--epochs", 0)
     assert result.returncode == 2, result.stdout
     assert "--epochs 0: expected a positive number." in result.stdout
+    result = laptop.run(SUBMIT, laptop.cluster_file, "tune.py", "lr=0.2:0.1")
+    assert result.returncode == 2, result.stdout
+    assert "lr=0.2:0.1: expected LOW:HIGH with LOW below HIGH." in result.stdout
+    result = laptop.run(SUBMIT, laptop.cluster_file, "predict.py")
+    assert result.returncode == 2, result.stdout
+    assert "predict.py: expected main.py or tune.py" in result.stdout
 
 
 def test_submit_exits_with_128_plus_the_signal_that_killed_the_driver(

@@ -97,7 +97,7 @@ def test_request_for_a_search(tmp_path: Path) -> None:
     flags += ["--image", "mine", "--kms-key", "alias/results"]
     request = dry_run(tmp_path, *flags, operation="CreateHyperParameterTuningJob")
     config, definition = request["HyperParameterTuningJobConfig"], request["TrainingJobDefinition"]
-    assert config["HyperParameterTuningJobObjective"] == {"Type": "Maximize", "MetricName": "test_accuracy"}
+    assert config["HyperParameterTuningJobObjective"] == {"Type": "Maximize", "MetricName": "validation_accuracy"}
     assert config["ResourceLimits"] == {"MaxNumberOfTrainingJobs": 6, "MaxParallelTrainingJobs": 2}
     ranges = config["ParameterRanges"]
     decay = {"Name": "weight-decay", "MinValue": "0.0001", "MaxValue": "0.01", "ScalingType": "Logarithmic"}
@@ -105,6 +105,7 @@ def test_request_for_a_search(tmp_path: Path) -> None:
     assert ranges["ContinuousParameterRanges"] == [rate, decay]
     assert ranges["CategoricalParameterRanges"] == [{"Name": "batch-size", "Values": ["64", "128"]}]
     assert definition["StaticHyperParameters"]["epochs"] == "3"
+    assert definition["StaticHyperParameters"]["validation-fraction"] == "0.1"
     assert definition["StaticHyperParameters"]["sagemaker_program"] == "sagemaker_entry/launch.py"
     assert definition["RetryStrategy"] == {"MaximumRetryAttempts": 2}
     assert definition["OutputDataConfig"]["KmsKeyId"] == "alias/results"

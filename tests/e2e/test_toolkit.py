@@ -29,7 +29,7 @@ def test_trial_trains_with_the_values_that_the_tuner_chose(
     tuning = sagemaker.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
     request = tuning["TrainingJobDefinition"] | {"TrainingJobName": f"{name}-001-1a2b3c4d"}
     # The tuner picks values from the ranges, quotes choices as JSON, and adds hyperparameters of its own.
-    chosen = {"lr": "0.0731", "batch-size": '"48"', "_tuning_objective_metric": "test_accuracy"}
+    chosen = {"lr": "0.0731", "batch-size": '"48"', "_tuning_objective_metric": "validation_accuracy"}
     request["HyperParameters"] = request["StaticHyperParameters"] | chosen
     job = simulate(request, shm="2g")
     job.start(path=f"{python.parent}:")
@@ -42,4 +42,4 @@ def test_trial_trains_with_the_values_that_the_tuner_chose(
     settings = (host.ml / "output" / "data" / "config.json").read_text()
     assert '"lr": 0.0731' in settings and '"batch_size": 48' in settings
     # The tuner reads the objective from this line.
-    assert re.search(r"epoch 1/1 .*test +[0-9.]+%", host.log)
+    assert re.search(r"epoch 1/1 .*validation +[0-9.]+%", host.log)

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MAIN = ROOT / "ray_app" / "main.py"
 PREDICT = ROOT / "ray_app" / "predict.py"
 PREPARE = ROOT / "ray_app" / "prepare.py"
+TUNE = ROOT / "ray_app" / "tune.py"
 COMPARE = ROOT / "ray_app" / "compare.py"
 SAMPLE = ROOT / "ray_app" / "sample"
 SAGEMAKER_SUBMIT = ROOT / "sagemaker_entry" / "submit.py"

@@ -18,6 +18,7 @@ PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchma
 FOLDERS = ("ray_app", "cluster", "sagemaker_entry", "benchmarks", "tests", "docs")
 CONFIGS = {
     "ray_app/main.py": make_flags.TrainConfig,
+    "ray_app/tune.py": make_flags.SweepConfig,
     "cluster/submit.sh": make_flags.TrainConfig,
     "ray_app/prepare.py": make_flags.PrepareConfig,
     "ray_app/predict.py": make_flags.PredictConfig,
@@ -120,6 +121,8 @@ def test_every_command_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -> No
             assert all((ROOT / name).exists() for name in re.findall(r"[\w-]+\.txt", " ".join(words))), words
             continue
         arguments = words[modules.index(scripts[0]) + 1 :]
+        if scripts[0] == "cluster/submit.sh" and arguments[1:2] == ["tune.py"]:
+            scripts, arguments = ["ray_app/tune.py"], arguments[2:]
         if scripts[0] in CONFIGS and "--help" not in arguments:
             parse_flags(CONFIGS[scripts[0]], arguments[scripts[0].endswith(".sh") :], scripts[0])
         elif scripts[0].endswith(".py"):

@@ -44,8 +44,13 @@ class Placement:
     use_gpu: bool
 
 
-def connect(address: str, verbose: bool = False) -> str | None:
+def connect(address: str, verbose: bool = False, shows_workers: bool = True) -> str | None:
     """Join the Ray cluster at an address from `ray_environment.prepare`, or start one on this machine.
+
+    Args:
+        address: the address.
+        verbose: whether to show Ray's log of this process.
+        shows_workers: whether to show what all processes of the cluster print that this one starts.
 
     Returns:
         The address of the cluster's dashboard, if it has one and this call joined the cluster.
@@ -56,16 +61,20 @@ def connect(address: str, verbose: bool = False) -> str | None:
     if address == INITIALIZED:
         _require_package()
         return None
-    level = logging.INFO if verbose else logging.ERROR
+    options: dict[str, Any] = {
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "log_to_driver": shows_workers,
+        "job_config": job_config(),
+    }
     if address == LOCAL:
-        connection = ray.init(address=LOCAL, num_cpus=usable_cores(), logging_level=level, job_config=job_config())
+        connection = ray.init(address=LOCAL, num_cpus=usable_cores(), **options)
         _warn_if_reachable(connection.address_info["node_ip_address"])
         return _dashboard_url(connection)
     if address != AUTO:
         _require_answer(address)
     try:
         runtime_env = {"py_modules": [str(PACKAGE)], "env_vars": malloc.ENVIRONMENT | QUIET}
-        connection = ray.init(address=address, logging_level=level, runtime_env=runtime_env, job_config=job_config())
+        connection = ray.init(address=address, runtime_env=runtime_env, **options)
         return _dashboard_url(connection)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         raise UsageError(f"{_given(address)}: no Ray cluster could be joined ({reason(error)}).") from error

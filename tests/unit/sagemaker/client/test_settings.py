@@ -71,9 +71,17 @@ def test_flags_that_the_tuner_drops_are_rejected_with_tune(flag: list[str]) -> N
         config_of(*TUNE, *flag)
 
 
-@pytest.mark.parametrize("search", ["lr=1-2:3", "lr=0.2:0.1", "lr=:1", "lr=1:2:3", "lr=nan:1", "speed=1:2"])
-def test_search_without_a_valid_range_is_rejected(search: str) -> None:
-    with pytest.raises(UsageError, match=f"--tune {search}: expected a flag of main.py with LOW:HIGH or choices"):
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ("lr=0.2:0.1", "--tune lr=0.2:0.1: expected LOW:HIGH with LOW below HIGH."),
+        ("lr=0:0.2", "--tune search space: --lr 0.0: expected a positive number."),
+        ("speed=1:2", "--tune speed=1:2: unknown flag --speed."),
+        ("epochs=1:2", "--tune epochs=1:2: --epochs cannot be tuned."),
+    ],
+)
+def test_invalid_search_is_rejected(search: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         config_of("--image", "mine", "--tune", search)
 
 
@@ -111,12 +119,15 @@ def test_values_that_aws_would_reject_are_rejected_first(flags: tuple[str, str])
 
 
 def test_integer_ranges_stay_integers_and_wide_ranges_are_logarithmic() -> None:
-    name, rate = parameter_range("lr=0.001:0.1")
-    assert (name, type(rate).__name__, rate.scaling_type) == ("lr", "ContinuousParameter", "Logarithmic")
-    name, size = parameter_range("batch_size=64:128")
-    assert (name, type(size).__name__, size.scaling_type) == ("batch-size", "IntegerParameter", "Linear")
-    _, choice = parameter_range("precision=fp32,bf16")
+    rate, size, choice, switch = map(
+        parameter_range,
+        config_of("--image", "mine", "--tune", "lr=0.001:0.1", "batch_size=64:128", "precision=fp32,bf16",
+                  "fast-convolutions=true,false").search_space(),
+    )  # fmt: skip
+    assert (type(rate).__name__, rate.scaling_type) == ("ContinuousParameter", "Logarithmic")
+    assert (type(size).__name__, size.scaling_type) == ("IntegerParameter", "Linear")
     assert choice.values == ["fp32", "bf16"]
+    assert switch.values == ["true", "false"]
 
 
 def test_exit_code_tables_are_complete() -> None:
@@ -153,7 +164,7 @@ BAD_INPUT = {
     "--resume old": "--resume old requires the --checkpoint-uri of that job.",
     "--security-groups sg-1": "--subnets and --security-groups must be used together.",
     "--image mine --tune lr=0.1:0.2 --run-name mine": "--tune cannot be combined with --run-name.",
-    "--tune speed=1:2": "--tune speed=1:2: expected a flag of main.py with LOW:HIGH or choices, as in lr=0.05:0.4.",
+    "--tune lrr=1:2": "--tune lrr=1:2: unknown flag --lrr. Did you mean lr?",
     "--num-workers 3 --batch-size 8": "--batch-size 8 cannot be split evenly over 3 workers: use --batch-size 6 or 9.",
     "--instance-cuont 2": "unknown flag --instance-cuont. Did you mean --instance-count?",
 }

@@ -108,5 +108,5 @@ def test_progress_and_best_job_of_a_search_are_shown(
 def test_failed_search_and_search_without_a_result_are_errors(wait_for_search: Callable[..., None]) -> None:
     with pytest.raises(NotCompletedError, match="the search did not complete: AlgorithmError"):
         wait_for_search("Failed", FailureReason="AlgorithmError")
-    with pytest.raises(NotCompletedError, match="reported a test accuracy"):
+    with pytest.raises(NotCompletedError, match="reported a validation accuracy"):
         wait_for_search("Completed")

@@ -37,7 +37,7 @@ def test_false_becomes_a_negated_flag() -> None:
 
 
 def test_hyperparameters_of_sagemaker_itself_are_ignored(paths: Paths) -> None:
-    added = {"sagemaker_program": "launch.py", "_tuning_objective_metric": "test_accuracy"}
+    added = {"sagemaker_program": "launch.py", "_tuning_objective_metric": "validation_accuracy"}
     describe(paths, {"epochs": "2", **added})
     assert set(read_job(paths, "job", 1).flags) == {"epochs", "data", "data-dir", "storage-path", "run-name"}
 

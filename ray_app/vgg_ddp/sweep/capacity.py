@@ -1,0 +1,48 @@
+"""How many trials the cluster can run at the same time."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+
+from vgg_ddp.driver.cluster import CLUSTER_FILE, Placement, Resources, largest_cluster
+from vgg_ddp.flags import UsageError
+from vgg_ddp.sweep.config import SweepConfig
+
+# Ray's resource resolution: 1/10,000 of a CPU.
+UNIT = 10_000
+
+
+def trials_at_once(config: SweepConfig, placement: Placement, own_cluster: bool) -> int:
+    """How many trials may run at the same time; nodes that an autoscaler may still add count.
+
+    If more were started, each could hold what another waits for.
+
+    Raises:
+        UsageError: if --max-concurrent is higher.
+    """
+    present = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    possible = [] if own_cluster else largest_cluster(Path(os.path.expanduser(CLUSTER_FILE)))
+    # While images are streamed, half of the CPUs decode them.
+    part_of_cpus = 0.5 if config.ingest == "stream" else 1.0
+    fitting = max(count_workers(nodes, placement.resources_per_worker, part_of_cpus) for nodes in (present, possible))
+    # One trial always fits: `place_workers` has checked that.
+    most = max(1, fitting // placement.num_workers)
+    if config.max_concurrent and config.max_concurrent > most:
+        raise UsageError(
+            f"--max-concurrent {config.max_concurrent}: the cluster has room for {most} trial(s) of "
+            f"{placement.num_workers} worker(s) at the same time."
+        )
+    return config.max_concurrent or most
+
+
+def count_workers(nodes: Sequence[Resources], per_worker: Resources, part_of_cpus: float = 1.0) -> int:
+    """How many workers fit on these nodes."""
+    total = 0
+    for node in nodes:
+        available = node | {"CPU": node.get("CPU", 0.0) * part_of_cpus}
+        total += min(
+            int(available.get(kind, 0.0) * UNIT) // round(need * UNIT) for kind, need in per_worker.items() if need
+        )
+    return total
