@@ -73,7 +73,7 @@ class Training:
             std=torch.tensor(dataset.std, device=DEVICE),
             class_names=dataset.class_names,
             preprocessing={},
-            num_test=dataset.num_test,
+            evaluated={"validation": 0, "test": dataset.num_test},
             steps_per_epoch=steps_per_epoch,
             fingerprint={},
             schedule=Schedule(recipe, optimizers.peak_lrs, config.epochs * steps_per_epoch, DEVICE),

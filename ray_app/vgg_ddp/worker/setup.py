@@ -87,7 +87,7 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
         std=torch.tensor(dataset.std, device=device),
         class_names=dataset.class_names,
         preprocessing={"image_size": config.image_size, "mean": dataset.mean, "std": dataset.std},
-        num_test=dataset.num_test,
+        evaluated={"validation": dataset.num_validation, "test": dataset.num_test},
         steps_per_epoch=steps_per_epoch,
         fingerprint=_fingerprint(inputs),
         schedule=Schedule(recipe, state.optimizers.peak_lrs, config.epochs * steps_per_epoch, device),
@@ -97,7 +97,6 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
         monitor=monitor,
         graphed=_uses_graphs(config, model, feed, on_one_machine and not share_muon),
         callbacks=job.callbacks,
-        num_validation=dataset.num_validation,
     )
     phases["model built"] = time.time()
     if newest:

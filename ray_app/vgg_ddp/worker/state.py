@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.feeds.feed import Feed
+from vgg_ddp.feeds.feed import EvaluationSplit, Feed
 from vgg_ddp.machine.precision import DTYPES
 from vgg_ddp.recipes import Recipe
 from vgg_ddp.run.checkpoint import copy_to_host
@@ -35,6 +35,7 @@ class Worker:
 
     Attributes:
         ddp_model: the model wrapped in DDP; its backward pass averages gradients over the ranks.
+        evaluated: number of images of each split that is not trained on.
         graphed: whether CUDA graphs take the steps (`graphs.py`).
         callbacks: those that this process calls itself; Ray's controller calls the others.
         fingerprint: number of training images, class names, and digest of the images' files; a resumed run must find
@@ -54,7 +55,7 @@ class Worker:
     std: Tensor
     class_names: tuple[str, ...]
     preprocessing: dict[str, object]
-    num_test: int
+    evaluated: dict[EvaluationSplit, int]
     steps_per_epoch: int
     fingerprint: dict[str, object]
     schedule: Schedule
@@ -64,7 +65,6 @@ class Worker:
     monitor: HangMonitor
     graphed: bool = False
     callbacks: "Sequence[UserCallback]" = ()
-    num_validation: int = 0
 
     @property
     def dtype(self) -> torch.dtype:
