@@ -95,7 +95,9 @@ def _run_on_ray(sweep: Sweep, trials: Trials, table: Table) -> int:
             # Ray ships the package without the sample. The trials' own processes are on this machine.
             settings = replace(settings, data=str(SAMPLE_FOLDER))
         call_until_signal(
-            lambda stopping: run_trials(sweep, settings, trials, Progress(trials, table, stopping), at_once)
+            lambda stopping: run_trials(
+                sweep, settings, trials, Progress(trials, table, stopping, settings.keep_best), at_once
+            )
         )
     except InterruptedRunError as error:
         print(f"\nStopped by {error}. Continue with: {sweep.resume_command()}", flush=True)

@@ -21,10 +21,12 @@ class StoppedSweepError(BaseException):
 class Progress(tune.Callback):  # type: ignore[misc]
     """Ray Tune calls it for every change of a trial, with arguments by name."""
 
-    def __init__(self, trials: Trials, table: Table, stopping: threading.Event) -> None:
+    def __init__(self, trials: Trials, table: Table, stopping: threading.Event, keeps_best: bool) -> None:
         self._trials = trials
         self._table = table
         self._stopping = stopping
+        # Whether a run's model is that of its best epoch, not of the last one.
+        self._keeps_best = keeps_best
         # How the trials ended that have said so.
         self._ended: dict[str, State] = {}
 
@@ -46,7 +48,9 @@ class Progress(tune.Callback):  # type: ignore[misc]
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
         ours = self._find(trial)
         if result["epoch"]:
-            ours.epoch, ours.accuracy = int(result["epoch"]), result[METRIC]
+            is_better = not ours.accuracy > result[METRIC]
+            ours.epoch = int(result["epoch"])
+            ours.accuracy = result[METRIC] if is_better or not self._keeps_best else ours.accuracy
         if "ended" in result:
             self._ended[ours.name] = ENDED.get(result["ended"], "failed")
             ours.message = result["message"]

@@ -24,7 +24,7 @@ class Trial:
     """A trial: the name of its run, the values of the tuned settings, and how far it is.
 
     Attributes:
-        accuracy: validation accuracy after `epoch`; nan before the first.
+        accuracy: validation accuracy after `epoch`, or with --keep-best, the highest so far; nan before the first.
         message: why it failed; empty otherwise.
     """
 
