@@ -43,7 +43,6 @@ def _choose_gpus(config: ServeConfig, gpus: int, own_cluster: bool) -> bool:
     if gpus < config.replicas:
         problem = f"Ray sees {gpus} GPU{'s'[: gpus != 1]} for {config.replicas} replica{'s'[: config.replicas != 1]}"
     elif own_cluster:
-        # Importing torch takes seconds, so not without GPUs.
         from vgg_ddp.machine.gpus import find_gpus
 
         problem = find_gpus(config.replicas).problem or ""
