@@ -20,6 +20,7 @@ The programs take turns, and medians are printed:
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from vgg_ddp.flags import UsageError, quit_with_usage_error
 
 HERE = Path(__file__).parent
 EPOCHS = 2
+DATA_FOLDER = str(Path("data").resolve())
 PACKAGES = ("torch", "torchvision", "ray", "lightning", "accelerate")
 # The flags of each run of this program.
 OURS = {
@@ -72,6 +74,8 @@ def main() -> None:
         unknown = set(options.programs) - {*OURS, *PEERS}
         if unknown:
             raise UsageError(f"--programs {', '.join(unknown)}: expected some of {', '.join([*OURS, *PEERS])}.")
+        # The programs run in other folders.
+        options.peers_python = os.path.abspath(shutil.which(options.peers_python) or options.peers_python)
         versions = require_packages(options.peers_python)
         results = measure_all(options)
     except UsageError as error:
@@ -122,7 +126,7 @@ def measure_all(options: Any) -> dict[str, list[Measured]]:
     from vgg_ddp.data.source import find_source
 
     data = options.data if options.data in ("sample", "cifar10") else str(Path(options.data).resolve())
-    dataset = load_dataset(find_source(data, "data"), 32)
+    dataset = load_dataset(find_source(data, DATA_FOLDER), 32)
     results: dict[str, list[Measured]] = {name: [] for name in options.programs}
     with tempfile.TemporaryDirectory() as images:
         np.save(f"{images}/train_images.npy", dataset.train.images)
@@ -147,8 +151,9 @@ def run_ours(name: str, data: str, options: Any, output: Path) -> Measured:
     start: list[object] = [sys.executable, MAIN, "--num-workers", options.num_workers]
     if name.endswith("torchrun"):
         start = [*torchrun_command(options.num_workers), MAIN]
-    flags = ("--device", "cpu", "--data", data, "--epochs", EPOCHS, "--batch-size", options.batch_size, *OURS[name])
-    watched = watch([*start, *flags, "--storage-path", output, "--run-name", "run"], os.environ, output)
+    flags: list[object] = ["--device", "cpu", "--data", data, "--data-dir", DATA_FOLDER, "--epochs", EPOCHS]
+    flags += ["--batch-size", options.batch_size, "--storage-path", output, "--run-name", "run", *OURS[name]]
+    watched = watch([*start, *flags], os.environ, output)
     last = read_metrics(Folder.at(f"{output}/run"))[-1]
     startup = json.loads((output / "run" / STARTUP_FILE).read_text())
     return Measured(
