@@ -73,7 +73,7 @@ class Training:
             std=torch.tensor(dataset.std, device=DEVICE),
             class_names=dataset.class_names,
             preprocessing={},
-            evaluated={"validation": 0, "test": dataset.num_test},
+            num_evaluated={"validation": 0, "test": dataset.num_test},
             steps_per_epoch=steps_per_epoch,
             fingerprint={},
             schedule=Schedule(recipe, optimizers.peak_lrs, config.epochs * steps_per_epoch, DEVICE),
@@ -144,5 +144,7 @@ class Training:
             trained = time.perf_counter() - started - evaluating
             _, correct, _ = evaluate(self.worker, self.state)
             evaluating = time.perf_counter() - started - trained
-            rows.append({"accuracy": correct / self.worker.num_test, "trained": trained, "evaluated": evaluating})
+            rows.append(
+                {"accuracy": correct / self.worker.num_evaluated["test"], "trained": trained, "evaluated": evaluating}
+            )
         return rows

@@ -87,7 +87,7 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
         std=torch.tensor(dataset.std, device=device),
         class_names=dataset.class_names,
         preprocessing={"image_size": config.image_size, "mean": dataset.mean, "std": dataset.std},
-        evaluated={"validation": dataset.num_validation, "test": dataset.num_test},
+        num_evaluated={"validation": dataset.num_validation, "test": dataset.num_test},
         steps_per_epoch=steps_per_epoch,
         fingerprint=_fingerprint(inputs),
         schedule=Schedule(recipe, state.optimizers.peak_lrs, config.epochs * steps_per_epoch, device),

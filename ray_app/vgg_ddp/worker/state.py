@@ -35,7 +35,7 @@ class Worker:
 
     Attributes:
         ddp_model: the model wrapped in DDP; its backward pass averages gradients over the ranks.
-        evaluated: number of images of each split that is not trained on.
+        num_evaluated: number of images in each split that is evaluated; without a validation split, it has none.
         graphed: whether CUDA graphs take the steps (`graphs.py`).
         callbacks: those that this process calls itself; Ray's controller calls the others.
         fingerprint: number of training images, class names, and digest of the images' files; a resumed run must find
@@ -55,7 +55,7 @@ class Worker:
     std: Tensor
     class_names: tuple[str, ...]
     preprocessing: dict[str, object]
-    evaluated: dict[EvaluationSplit, int]
+    num_evaluated: dict[EvaluationSplit, int]
     steps_per_epoch: int
     fingerprint: dict[str, object]
     schedule: Schedule
@@ -69,6 +69,11 @@ class Worker:
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.precision]
+
+    @property
+    def judging_split(self) -> EvaluationSplit:
+        """The split that is evaluated after each epoch."""
+        return "validation" if self.num_evaluated["validation"] else "test"
 
     @property
     def total_steps(self) -> int:

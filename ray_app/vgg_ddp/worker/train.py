@@ -101,7 +101,7 @@ def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome |
     train_loss, train_correct, train_count = state.sums.total()
     # `total` waited for the device, so all steps are done now.
     seconds = time.monotonic() - started
-    measured = measure(worker, state, "validation" if worker.evaluated["validation"] else "test")
+    measured = measure(worker, state, worker.judging_split)
     if isinstance(measured, Outcome):
         return measured
     state.rows.append(
@@ -145,7 +145,7 @@ def report(worker: Worker, row: Row) -> None:
 
 def finish_run(worker: Worker, state: TrainState) -> Outcome | None:
     """With a validation split, evaluate the test images, once, with the weights that the run keeps. Collectives."""
-    if not worker.evaluated["validation"]:
+    if worker.judging_split == "test":
         return None
     kept = state.rows[-1]
     if worker.config.keep_best:
@@ -173,7 +173,7 @@ def measure(worker: Worker, state: TrainState, split: EvaluationSplit) -> Row | 
     """
     loss, correct, count = evaluate(worker, state, split)
     worker.monitor.check()
-    expected = worker.evaluated[split]
+    expected = worker.num_evaluated[split]
     if count != expected:
         if refusal := bad_image(worker, state):
             return refusal
