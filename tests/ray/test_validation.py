@@ -59,7 +59,7 @@ def rows_of(run: Path) -> list[Row]:
     return read_metrics(Folder.at(str(run)))
 
 
-def tested_epochs(rows: list[Row]) -> list[float]:
+def epochs_tested(rows: list[Row]) -> list[float]:
     return [row["epoch"] for row in rows if not math.isnan(row["test_accuracy"])]
 
 
@@ -76,7 +76,7 @@ def model(run: Path) -> bytes:
 def test_weights_of_the_best_epoch_are_kept_and_tested_once(undisturbed: Path, data: Path) -> None:
     rows = rows_of(undisturbed)
     best = max(rows, key=lambda row: row["validation_accuracy"])
-    assert best["epoch"] < 3 and tested_epochs(rows) == [best["epoch"]]
+    assert best["epoch"] < 3 and epochs_tested(rows) == [best["epoch"]]
     state = torch.load(max(undisturbed.glob("checkpoint_*/state.pt")), weights_only=True)
     kept = load_file(undisturbed / "model.safetensors")
     for name, parameter in state["best"]["parameters"].items():
@@ -118,7 +118,7 @@ def test_run_killed_before_its_test_is_tested_when_it_resumes_and_again_after_mo
     cells = tested.split(",")
     cells[6:8] = ["nan", "nan"]
     (run / "metrics.csv").write_text(metrics.replace(tested, ",".join(cells)))
-    assert tested_epochs(rows_of(run)) == []
+    assert epochs_tested(rows_of(run)) == []
     resumed = run_main("--resume", "run", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert model(run) == model(undisturbed) and results(run) == results(undisturbed)
@@ -126,7 +126,7 @@ def test_run_killed_before_its_test_is_tested_when_it_resumes_and_again_after_mo
     assert longer.returncode == 0 and "Resumed at step 12 " in longer.stdout, longer.stderr
     rows = rows_of(run)
     best = max(rows, key=lambda row: row["validation_accuracy"])
-    assert len(rows) == 4 and tested_epochs(rows) == [best["epoch"]]
+    assert len(rows) == 4 and epochs_tested(rows) == [best["epoch"]]
 
 
 def test_streamed_test_images_are_not_read_before_the_end(data: Path, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_streamed_test_images_are_not_read_before_the_end(data: Path, tmp_path: 
     cells[7] = {"bytes": b"no image", "path": None}
     broken = images.set_column(0, "image", [cells]).replace_schema_metadata(images.schema.metadata)
     pq.write_table(broken, file)
-    flags = ("--data", tmp_path / "data", "--ingest", "stream", "--num-workers", 2, "--run-name", "run", *FLAGS)
+    flags = ("--data", tmp_path / "data", "--ingest", "stream", "--num-workers", 1, "--run-name", "run", *FLAGS)
     result = run_main(*flags, "--epochs", 2, cwd=tmp_path)
     assert result.returncode == 2, result.stdout + result.stderr
     message = "error: the image in row 7 of test.parquet cannot be decoded (not PNG or JPEG).\n"
@@ -145,5 +145,5 @@ def test_streamed_test_images_are_not_read_before_the_end(data: Path, tmp_path: 
     run = tmp_path / "runs/run"
     rows = rows_of(run)
     # Both epochs were judged, and the model is not lost.
-    assert len(rows) == 2 and all(row["validation_accuracy"] >= 0 for row in rows) and tested_epochs(rows) == []
+    assert len(rows) == 2 and all(row["validation_accuracy"] >= 0 for row in rows) and epochs_tested(rows) == []
     assert load_classifier(str(run)).class_names == ("ant", "bee")
