@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -64,13 +64,34 @@ def photos(encoded: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def classify(ray_cluster: None, model: str, tmp_path_factory: pytest.TempPathFactory) -> Classify:  # noqa: ARG001
+def endpoint() -> Iterator[str]:
+    """A simulated S3, with its credentials in the environment."""
+    with s3_server(free_port()) as url, pytest.MonkeyPatch.context() as patch:
+        for name, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": url}).items():
+            patch.setenv(name, value)
+        yield url
+
+
+@pytest.fixture(scope="module")
+def classify(
+    endpoint: str,  # noqa: ARG001 - before the cluster, whose processes inherit the credentials
+    ray_cluster: None,  # noqa: ARG001 - needs the cluster
+    model: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Classify:
     """Classify images on the shared cluster; return the rows of the output."""
 
     def run(images: object, output: object = None, **flags: Any) -> Rows:
         output = output or tmp_path_factory.mktemp("output") / "predictions.parquet"
-        settings = {"image_column": None, "device": "auto", "address": None, "num_workers": None, "tta": False}
-        assert classify_images(BatchJob(model, str(images), str(output), **settings | flags)) == 0
+        settings = {
+            "model": model,
+            "image_column": None,
+            "device": "auto",
+            "address": None,
+            "num_workers": None,
+            "tta": False,
+        }
+        assert classify_images(BatchJob(images=str(images), output=str(output), **settings | flags)) == 0
         rows: Rows = read(str(output)).to_pylist()
         return rows
 
@@ -133,17 +154,12 @@ def test_parquet_files_give_file_and_row_and_need_no_labels(
         np.testing.assert_allclose(row["probabilities"], of_files[f"{index:03}.png"]["probabilities"], atol=1e-5)
 
 
-def test_images_and_output_may_be_on_s3(
-    classify: Classify, photo_rows: Rows, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_and_output_may_be_on_s3(classify: Classify, photo_rows: Rows, photos: Path, endpoint: str) -> None:
     names = ["000.png", "002.png", "cut.png", "sub/001.png"]
-    with s3_server(free_port()) as endpoint:
-        for name, value in (CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint}).items():
-            monkeypatch.setenv(name, value)
-        for name in names:
-            client(endpoint).upload_file(str(photos / name), BUCKET, f"photos/{name}")
-        rows = classify(f"s3://{BUCKET}/photos", f"s3://{BUCKET}/out/predictions.parquet")
-        keys = [item["Key"] for item in client(endpoint).list_objects_v2(Bucket=BUCKET, Prefix="out/")["Contents"]]
+    for name in names:
+        client(endpoint).upload_file(str(photos / name), BUCKET, f"photos/{name}")
+    rows = classify(f"s3://{BUCKET}/photos", f"s3://{BUCKET}/out/predictions.parquet")
+    keys = [item["Key"] for item in client(endpoint).list_objects_v2(Bucket=BUCKET, Prefix="out/")["Contents"]]
     assert keys == ["out/predictions.parquet"]
     expected = [row for row in photo_rows if row["path"] in names]
     assert [(row["path"], row["class"], row["error"]) for row in rows] == [
@@ -156,6 +172,14 @@ def test_images_of_which_none_can_be_read_are_refused(classify: Classify, photos
     os.link(photos / "cut.png", tmp_path / "bad" / "cut.png")
     with pytest.raises(UsageError, match=r"none of the 1 files in .* can be read: cut.png: image file is truncated"):
         classify(tmp_path / "bad", tmp_path / "predictions.parquet")
+    assert not (tmp_path / "predictions.parquet").exists()
+
+
+def test_damaged_model_is_refused(classify: Classify, model: str, photos: Path, tmp_path: Path) -> None:
+    content = Path(model, "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(content[:-1000])
+    with pytest.raises(UsageError, match="cannot be loaded as a model of this program"):
+        classify(photos, tmp_path / "predictions.parquet", model=str(tmp_path))
     assert not (tmp_path / "predictions.parquet").exists()
 
 

@@ -13,7 +13,7 @@ from vgg_ddp.data.prepare.listing import SYSTEM_FILES, Listing
 from vgg_ddp.flags import UsageError
 from vgg_ddp.run.storage import Folder
 
-# Of a chunk, decoded.
+# The most that are decoded at a time.
 CHUNK_IMAGES, CHUNK_BYTES = 250, 2**24
 # Each chunk of a row group reads the rows before it, too.
 MAX_CHUNKS_PER_ROW_GROUP = 16
@@ -117,12 +117,13 @@ def _files_in(folder: Folder, listing: Listing) -> Iterator[str]:
             yield name
 
 
-def _images_per_chunk(image_size: int) -> int:
+def images_per_chunk(image_size: int) -> int:
+    """The most images to hold decoded at a time."""
     return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (image_size**2 * 3)))
 
 
 def _of_files(folder: Folder, names: Sequence[str], image_size: int, location: str) -> ImageSet:
-    size = _images_per_chunk(image_size)
+    size = images_per_chunk(image_size)
     chunks: list[Chunk] = [FileChunk(tuple(names[start : start + size])) for start in range(0, len(names), size)]
     return ImageSet(folder, ColumnNames(), chunks, len(names), f"files in {location}")
 
@@ -133,7 +134,7 @@ def _of_rows(folder: Folder, names: Sequence[str], columns: ColumnNames, image_s
     scans: list[list[int]] = scan_files(folder, names, columns, _row_groups, labeled=False)
     for name, row_groups in zip(names, scans, strict=True):
         for index, rows in enumerate(row_groups):
-            size = max(_images_per_chunk(image_size), -(-rows // MAX_CHUNKS_PER_ROW_GROUP))
+            size = max(images_per_chunk(image_size), -(-rows // MAX_CHUNKS_PER_ROW_GROUP))
             chunks += [RowChunk(name, index, start, min(start + size, rows)) for start in range(0, rows, size)]
             count += rows
     if not count:

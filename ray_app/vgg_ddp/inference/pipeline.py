@@ -87,7 +87,7 @@ def classified(
         [pickle.dumps(chunk) for chunk in images.chunks], override_num_blocks=len(images.chunks)
     )
     if workers.use_gpu:
-        decoded = chunks.map_batches(lambda batch: _decode(reader, batch), batch_size=1)
+        decoded = chunks.map_batches(_decode, batch_size=1, fn_kwargs={"reader": reader})
         rows = decoded.map_batches(Predictor, fn_constructor_args=predictor, **pool)
     else:
         pool["batch_size"] = 1
@@ -95,7 +95,7 @@ def classified(
     yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def _decode(reader: Reader, batch: dict[str, Any]) -> Iterator[Batch]:
+def _decode(batch: dict[str, Any], reader: Reader) -> Iterator[Batch]:
     yield from reader.read(pickle.loads(batch["item"][0]))
 
 

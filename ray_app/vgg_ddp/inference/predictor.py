@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 
+from vgg_ddp.flags import UsageError
 from vgg_ddp.inference.output import SCHEMA
 from vgg_ddp.inference.reading import NO_ROW, Batch, Reader
 
@@ -28,10 +29,17 @@ class Predictor:
         keep_freed_memory()
         # There is an actor per core.
         torch.set_num_threads(1)
-        self._classifier = build_classifier(ray.get(model), location, device)
         self._tta = tta
+        self._classifier: Classifier | UsageError
+        try:
+            self._classifier = build_classifier(ray.get(model), location, device)
+        except UsageError as error:
+            # Raised by the calls, because Ray Data would start an actor that fails here again and again.
+            self._classifier = error
 
     def __call__(self, batch: Batch) -> pa.Table:
+        if isinstance(self._classifier, UsageError):
+            raise self._classifier
         return to_table(batch, self._classifier, self._tta)
 
 

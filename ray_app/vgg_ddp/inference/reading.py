@@ -15,7 +15,7 @@ from vgg_ddp.data.decode import decode_image
 from vgg_ddp.data.parquet import PARALLEL_READS, encoded_images, open_file
 from vgg_ddp.data.prepare.image_folder import printable
 from vgg_ddp.flags import UsageError
-from vgg_ddp.inference.image_set import CHUNK_IMAGES, Chunk, FileChunk, RowChunk
+from vgg_ddp.inference.image_set import Chunk, FileChunk, RowChunk, images_per_chunk
 from vgg_ddp.run.notes import reason
 from vgg_ddp.run.storage import Folder
 
@@ -35,7 +35,7 @@ class Reader:
     image_size: int
 
     def read(self, chunk: Chunk) -> Iterator[Batch]:
-        """Decode a chunk, in batches of at most `CHUNK_IMAGES`.
+        """Decode a chunk, in batches of at most `images_per_chunk`.
 
         Raises:
             UsageError: if this machine cannot see the folder, or a Parquet file cannot be read.
@@ -76,7 +76,7 @@ class Reader:
     def _read_rows(self, chunk: RowChunk) -> Iterator[Batch]:
         with open_file(self.folder, chunk.file, self.columns, labeled=False) as parquet:
             first_row, row = parquet.first_rows[chunk.row_group], 0
-            for rows in parquet.batches([chunk.row_group], CHUNK_IMAGES):
+            for rows in parquet.batches([chunk.row_group], images_per_chunk(self.image_size)):
                 start, stop = max(row, chunk.start), min(row + len(rows), chunk.stop)
                 if start < stop:
                     part = rows.slice(start - row, stop - row)
