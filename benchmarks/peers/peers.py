@@ -21,6 +21,7 @@ The programs take turns, and medians are printed:
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,8 @@ def main() -> None:
     parser.add_argument("--num-workers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=256, help="global; default: %(default)s")
     options = parser.parse_args()
+    # Terminating the benchmark must end the program that runs, as interrupting it does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         unknown = set(options.programs) - {*OURS, *PEERS}
         if unknown:
