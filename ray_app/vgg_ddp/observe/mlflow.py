@@ -9,14 +9,23 @@ import sqlite3
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vgg_ddp.flags import UsageError
 from vgg_ddp.run.chosen import CHOSEN_FILE, read_chosen
-from vgg_ddp.run.files import CONFIG_FILE, CURVES_FILE, METRICS_FILE, MODEL_FILE, Row, has_validation, read_metrics
+from vgg_ddp.run.files import (
+    CONFIG_FILE,
+    CURVES_FILE,
+    METRICS_FILE,
+    MODEL_FILE,
+    TEST_COLUMNS,
+    Row,
+    has_validation,
+    read_metrics,
+)
 from vgg_ddp.run.notes import print_note, reason
 from vgg_ddp.run.runs import Run
 from vgg_ddp.run.summary import kept_row
@@ -146,10 +155,12 @@ class Recorder:
         from mlflow.entities import RunTag
 
         rows = read_metrics(self._run.folder)
+        # With a validation split, an epoch is tested after it was sent: see `_send_results`.
+        late = TEST_COLUMNS if has_validation(rows) else ()
         for row in rows:
             # A restart may repeat epochs, with the same numbers.
             if row["epoch"] > last_epoch:
-                metrics = _metrics(row, lambda name: not (has_validation(rows) and name.startswith("test_")))
+                metrics = _metrics(row, row.keys() - {*late})
                 # Tags, because a resume may choose differently and params cannot change.
                 tags = [RunTag(f"chosen.{name}", value) for name, value in read_chosen(self._run.folder).items()]
                 client.log_batch(run_id, metrics=metrics, tags=tags)
@@ -160,8 +171,7 @@ class Recorder:
         folder = self._run.folder
         rows = read_metrics(folder)
         if has_validation(rows):
-            # The epoch whose weights were tested was sent before it was.
-            client.log_batch(run_id, metrics=_metrics(kept_row(rows), lambda name: name.startswith("test_")))
+            client.log_batch(run_id, metrics=_metrics(kept_row(rows), TEST_COLUMNS))
         with tempfile.TemporaryDirectory() as temporary:
             for name in ARTIFACTS:
                 if folder.exists(name):
@@ -176,12 +186,12 @@ class Recorder:
         client.set_terminated(run_id, "FINISHED")
 
 
-def _metrics(row: Row, is_wanted: Callable[[str], bool]) -> "list[Metric]":
-    """The wanted metrics of an epoch, except for those that are nan."""
+def _metrics(row: Row, names: Collection[str]) -> "list[Metric]":
+    """These metrics of an epoch, except for those that are nan."""
     from mlflow.entities import Metric
 
     step, milliseconds = int(row["epoch"]), round(row["time"] * 1000)
-    known = {name: value for name, value in row.items() if is_wanted(name) and not math.isnan(value)}
+    known = {name: value for name, value in row.items() if name in names and not math.isnan(value)}
     return [Metric(name, value, milliseconds, step) for name, value in known.items()]
 
 

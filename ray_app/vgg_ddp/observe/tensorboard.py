@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from vgg_ddp.compat.tensorboard import Scalars, encode_events
-from vgg_ddp.run.files import VALIDATION_COLUMNS, Row, has_validation
+from vgg_ddp.run.files import TEST_COLUMNS, VALIDATION_COLUMNS, Row, has_validation
 from vgg_ddp.run.storage import Folder
 
 EVENTS_FILE = "events.out.tfevents"
@@ -27,11 +27,11 @@ def write_events(run: Folder, rows: Sequence[Row]) -> None:
     Equal rows give equal bytes. TensorBoard keeps the file open and continues reading at its position, so the old part
     must not change. With a validation split, an epoch is tested after the others: its test results come last.
     """
-    is_split = has_validation(rows)
-    late = {name for name in TAGS if is_split and name.startswith("test_")}
-    left_out = late if is_split else set(VALIDATION_COLUMNS)
-    scalars = [_scalars(row, TAGS.keys() - left_out) for row in rows]
-    scalars += [_scalars(row, late) for row in rows if late and not math.isnan(row["test_accuracy"])]
+    if has_validation(rows):
+        scalars = [_scalars(row, TAGS.keys() - {*TEST_COLUMNS}) for row in rows]
+        scalars += [_scalars(row, TEST_COLUMNS) for row in rows if not math.isnan(row["test_accuracy"])]
+    else:
+        scalars = [_scalars(row, TAGS.keys() - {*VALIDATION_COLUMNS}) for row in rows]
     if events := encode_events(scalars):
         run.overwrite(EVENTS_FILE, events)
 

@@ -34,7 +34,8 @@ COLUMNS = (
 )
 # Only in the files of runs with a validation split.
 VALIDATION_COLUMNS = ("validation_loss", "validation_accuracy")
-EVALUATED = (*VALIDATION_COLUMNS, "test_loss", "test_accuracy")
+TEST_COLUMNS = ("test_loss", "test_accuracy")
+EVALUATED = (*VALIDATION_COLUMNS, *TEST_COLUMNS)
 # These may be nan or infinite: a test split may have no labels, for example.
 MAY_BE_NAN = ("loss", "train_accuracy", *EVALUATED)
 DIGITS = {"time": 13}

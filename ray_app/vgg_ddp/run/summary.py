@@ -180,15 +180,15 @@ def format_summary(rows: Sequence[Row]) -> str:
     seconds = sum(row["seconds"] for row in rows)
     accuracy = f"{judging_split(rows)}_accuracy"
     judged = f"{last[accuracy]:.2%} (best {best[accuracy]:.2%}, epoch {best['epoch']:.0f})"
-    tested = kept_row(rows)
-    test = f"{tested['test_accuracy']:.2%} (weights of epoch {tested['epoch']:.0f})"
     with_validation = has_validation(rows)
+    tested = kept_row(rows) if with_validation else last
+    test = f"{tested['test_accuracy']:.2%} (weights of epoch {tested['epoch']:.0f})" if with_validation else judged
     lines = (
         ("epochs", f"{last['epoch']:.0f}"),
         ("training loss", f"{last['loss']:.4f}"),
         ("training accuracy", f"{last['train_accuracy']:.2%}"),
         *([("validation", judged)] if with_validation else []),
-        ("test accuracy", "-" if math.isnan(tested["test_accuracy"]) else test if with_validation else judged),
+        ("test accuracy", "-" if math.isnan(tested["test_accuracy"]) else test),
         ("training time", f"{seconds:.1f} s"),
         ("images per second", f"{images_per_second:,.0f}"),
     )
