@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -73,13 +74,14 @@ def test_command_serves_on_a_running_cluster_and_ends_only_its_application(
     assert is_refused(port)
 
 
-def test_more_gpus_than_the_cluster_has_are_refused(cluster: Cluster, model: Path) -> None:
-    command = [sys.executable, SERVE, model, "--address", cluster.address, "--device", "gpu", "--replicas", 2]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=PATIENCE)
+def test_port_in_use_on_the_head_node_is_refused(cluster: Cluster, model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, SERVE, model, "--address", cluster.address, "--port", port]
+        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 2
-    assert result.stderr == (
-        "error: --device gpu: Ray sees 0 GPUs for 2 replicas; use fewer --replicas, or --device cpu.\n"
-    )
+    expected = f"error: --host 127.0.0.1 --port {port}: cannot listen there (Address already in use).\n"
+    assert result.stderr == expected
 
 
 def test_config_file_is_valid_and_serves_with_its_options(

@@ -22,13 +22,19 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from vgg_ddp.compat.ray_serve import listen_on_loopback
 from vgg_ddp.compat.ray_variables import LOOPBACK_ONLY
 from vgg_ddp.serving.config import MAX_BATCH
-from vgg_ddp.serving.contract import Pixels, RequestError, check_accept, check_size, decode_request, encode_response
+from vgg_ddp.serving.contract import (
+    MAX_BYTES,
+    Pixels,
+    RequestError,
+    check_accept,
+    check_size,
+    decode_request,
+    encode_response,
+)
 from vgg_ddp.serving.network import classify, load_network, resize
 from vgg_ddp.weights.model_bytes import read_model
 
 NAME = "vgg-ddp"
-# How long an image waits for others to share its batch.
-BATCH_WAIT_SECONDS = 0.005
 # Requests that a replica accepts at the same time, at least.
 MIN_ONGOING_REQUESTS = 32
 # Requests that wait for a replica; further ones get status 503.
@@ -58,7 +64,9 @@ class Classifier:
         self._network = load_network(read_model(model), device)
         # The same thread for all batches: each thread that uses torch has OpenMP threads of its own.
         self._thread = ThreadPoolExecutor(1, "network")
-        self._classify.set_max_batch_size(max_batch)
+        self._classify_together.set_max_batch_size(max_batch)
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def __call__(self, request: Request) -> Response:
         """Respond as SageMaker's containers do: GET /ping, POST /invocations."""
@@ -83,10 +91,19 @@ class Classifier:
         # Resized at once, because a large image takes much more memory.
         return [resize(image, self._network.image_size) for image in decode_request(body, content_type)]
 
-    @serve.batch(batch_wait_timeout_s=BATCH_WAIT_SECONDS)  # type: ignore[untyped-decorator]
-    async def _classify(self, images: list[Pixels]) -> list[dict[str, float]]:
+    async def _classify(self, image: Pixels) -> dict[str, float]:
+        # Ray Serve forms batches by time, even while the network is busy. Images that wait here form one batch.
+        await self._idle.wait()
+        return await self._classify_together(image)  # type: ignore[no-any-return]
+
+    @serve.batch(batch_wait_timeout_s=0)  # type: ignore[untyped-decorator]
+    async def _classify_together(self, images: list[Pixels]) -> list[dict[str, float]]:
         """Called with one image; Ray Serve collects the images of several calls."""
-        return await self._classify_batch(images)
+        self._idle.clear()
+        try:
+            return await self._classify_batch(images)
+        finally:
+            self._idle.set()
 
     async def _classify_batch(self, images: list[Pixels]) -> list[dict[str, float]]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, classify, images, self._network)
@@ -107,13 +124,15 @@ async def read_body(request: Request) -> bytes:
     """The body of a request.
 
     Raises:
-        RequestError: with status 413 as soon as it is known to be too large.
+        RequestError: with status 413 if it is too large.
     """
-    check_size(int(request.headers.get("content-length", 0)))
-    body = bytearray()
+    body, size_bytes = bytearray(), 0
     async for part in request.stream():
-        body += part
-        check_size(len(body))
+        size_bytes += len(part)
+        # The rest is read, because a client may not look for a response before it has sent everything, but not kept.
+        if size_bytes <= MAX_BYTES:
+            body += part
+    check_size(size_bytes)
     return bytes(body)
 
 

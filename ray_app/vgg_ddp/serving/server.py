@@ -5,7 +5,6 @@ import importlib.util
 import io
 import logging
 import signal
-import socket
 import sys
 import time
 
@@ -15,6 +14,7 @@ from vgg_ddp.machine.environment import check_ray_settings
 from vgg_ddp.run.notes import reason
 from vgg_ddp.run.storage import absolute
 from vgg_ddp.serving.config import ServeConfig
+from vgg_ddp.serving.ports import require_free_port, require_free_port_on_head
 
 # Packages that ray[serve] adds to what training needs.
 PACKAGES = ("fastapi", "pydantic", "starlette", "uvicorn")
@@ -73,23 +73,6 @@ def require_serve() -> None:
         raise UsageError(f"Ray Serve is not installed ({missing[0]} is missing): {install}.")
 
 
-def require_free_port(host: str, port: int) -> None:
-    """Check that a server can listen there.
-
-    Raises:
-        UsageError: if it cannot.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except socket.gaierror as error:
-        raise UsageError(f"--host {host}: expected a name or address of this machine ({error.strerror}).") from error
-    except OSError as error:
-        raise UsageError(f"--host {host} --port {port}: cannot listen there ({error.strerror}).") from error
-
-
 def _serve(config: ServeConfig, own_cluster: bool) -> int:
     from ray import serve
     from ray.exceptions import RayError
@@ -102,6 +85,7 @@ def _serve(config: ServeConfig, own_cluster: bool) -> int:
     options = actor_options(config, own_cluster)
     if not own_cluster:
         _require_idle_serve()
+        require_free_port_on_head(config.host, config.port)
     app = application(absolute(config.model), config.max_batch, num_replicas=config.replicas, ray_actor_options=options)
     print(f"Replicas:  {config.replicas} on {'GPU' if options['num_gpus'] else 'CPU'}, starting", flush=True)
     try:
@@ -114,7 +98,9 @@ def _serve(config: ServeConfig, own_cluster: bool) -> int:
         print(_how_to_call(config), flush=True)
         return _wait(NAME)
     except (RayError, RuntimeError, TimeoutError) as error:
-        print(f"error: the model cannot be served: {reason(error)}", file=sys.stderr, flush=True)
+        print(
+            f"error: the model cannot be served: {reason(getattr(error, 'cause', error))}", file=sys.stderr, flush=True
+        )
         return FAILED
     finally:
         _end(NAME, own_cluster)
