@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vgg_ddp.data.columns import ColumnNames
 from vgg_ddp.driver import ray_environment
@@ -43,26 +43,24 @@ def classify_images(job: BatchJob) -> int:
     """
     check_ray_settings(starts_cluster=True)
     model = read_model(job.model)
-    image_size = read_description(model, job.model)["image_size"]
+    description = read_description(model, job.model)
     output = Output.at(job.output)
-    images = find_images(job.images, ColumnNames(job.image_column), image_size)
-    print(
-        "\n".join([f"Images:    {images.count:,} {images.name}", *(f"NOTE: {note}" for note in images.notes)]),
-        flush=True,
-    )
+    images = find_images(job.images, ColumnNames(job.image_column), description["image_size"])
+    for line in (f"Images:    {images.count:,} {images.name}", *(f"NOTE: {note}" for note in images.notes)):
+        print(line, flush=True)
     # As for training: tasks may decode images for GPUs.
     address = ray_environment.prepare(job.address, streamed=True)
     from vgg_ddp.driver.signals import InterruptedRunError
 
     try:
-        return _classify_on_ray(job, address, model, images, image_size, output)
+        return _classify_on_ray(job, address, model, description, images, output)
     except InterruptedRunError as error:
         print(f"\nStopped by {error}: nothing was written.", flush=True)
         return 128 + error.signal_number
 
 
 def _classify_on_ray(
-    job: BatchJob, address: str, model: bytes, images: ImageSet, image_size: int, output: Output
+    job: BatchJob, address: str, model: bytes, description: dict[str, Any], images: ImageSet, output: Output
 ) -> int:
     import ray
     from ray.exceptions import RayError
@@ -79,8 +77,8 @@ def _classify_on_ray(
         workers = place_workers(job.device, job.num_workers, len(images.chunks), address == ray_environment.LOCAL)
         print(f"Workers:   {workers.count} on {'GPU' if workers.use_gpu else 'CPU'}, starting", flush=True)
         progress = Progress(images)
-        tables = classified(images, image_size, model, job.model, job.tta, workers)
-        output.write(progress.followed(tables))
+        tables = classified(images, description["image_size"], model, job.model, job.tta, workers)
+        output.write(progress.followed(tables), description["class_names"])
         print(f"Written:   {output.location}: {progress.summary()}", flush=True)
         return FINISHED
     except RayError as error:
@@ -104,7 +102,7 @@ class Progress:
         """The same tables.
 
         Raises:
-            UsageError: if none of the images could be read.
+            UsageError: if none of the images could be read, or their number has changed.
         """
         example, printed = "", time.monotonic()
         for table in tables:
@@ -119,6 +117,8 @@ class Progress:
                 printed = time.monotonic()
                 print(f"Progress:  {self._done:,} of {self._images.count:,}{self._rate()}", flush=True)
             yield table
+        if self._done != self._images.count:
+            raise UsageError(f"the images changed: there were {self._images.count:,}, but {self._done:,} were read.")
         if self._errors == self._images.count:
             raise UsageError(f"none of the {self._images.count:,} {self._images.name} can be read: {example}.")
 

@@ -1,8 +1,9 @@
 """The Parquet file of --output: it appears when it is complete, and not before."""
 
+import json
 import mmap
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from vgg_ddp.flags import UsageError
 from vgg_ddp.run.storage import Folder
 
 ROWS_PER_GROUP = 10_000
+CLASSES_KEY = b"classes"
 SCHEMA = pa.schema(
     [
         ("path", pa.string()),
@@ -60,16 +62,24 @@ class Output:
         self.folder.write(marker, b"")
         self.folder.delete(marker)
 
-    def write(self, tables: Iterator[pa.Table]) -> None:
-        """Write all tables; nothing if an exception ends them."""
+    def write(self, tables: Iterator[pa.Table], class_names: Sequence[str]) -> None:
+        """Write all tables, with the class names as metadata; nothing if an exception ends them.
+
+        Raises:
+            UsageError: if the file cannot be written.
+        """
         # Without a name, so that a killed process leaves nothing.
         with tempfile.TemporaryFile() as file:
-            with pq.ParquetWriter(file, SCHEMA, compression="zstd") as writer:
+            schema = SCHEMA.with_metadata({CLASSES_KEY: json.dumps(class_names)})
+            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
                 for table in _joined(tables):
                     writer.write_table(table, ROWS_PER_GROUP)
             file.flush()
-            with _mapped(file.fileno()) as content:
-                self.folder.write(self.name, content)
+            try:
+                with _mapped(file.fileno()) as content:
+                    self.folder.write(self.name, content)
+            except OSError as error:
+                raise UsageError(f"--output {self.location} cannot be written: {error}") from error
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Find and read the images of --images, and write --output; without Ray."""
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from vgg_ddp.inference.output import SCHEMA, Output
 from vgg_ddp.inference.reading import Reader
 from vgg_ddp.run.storage import Folder
 
+CLASSES = ("ant", "bee")
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -105,7 +107,9 @@ def test_output_appears_only_when_it_is_complete(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        output.write(tables(fails=True))
+        output.write(tables(fails=True), CLASSES)
     assert list((tmp_path / "new").iterdir()) == []
-    output.write(tables(fails=False))
-    assert pq.read_table(tmp_path / "new" / "predictions.parquet").to_pylist() == [row] * 18_000
+    output.write(tables(fails=False), CLASSES)
+    written = pq.read_table(tmp_path / "new" / "predictions.parquet")
+    assert written.to_pylist() == [row] * 18_000
+    assert json.loads(written.schema.metadata[b"classes"]) == ["ant", "bee"]
