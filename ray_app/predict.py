@@ -71,19 +71,26 @@ class PredictConfig:
         refuse_password("MODEL", self.model)
         for name, location in (("--data", self.data), ("--images", self.images), ("--output", self.output)):
             refuse_password(name, location)
-        if sum(map(bool, (self.files, self.data, self.images))) != 1:
-            raise UsageError("expected either files, --data, or --images, and only one of them.")
+        given = [name for name in ("files", "data", "images") if getattr(self, name)]
+        if not given:
+            raise UsageError("no input: name image files, or use --data or --images.")
+        if len(given) > 1:
+            raise UsageError("use only one of image files, --data, and --images.")
         if "" in (self.image_column, self.label_column):
             raise UsageError("--image-column and --label-column: expected the name of a column.")
-        if (self.label_column and not self.data) or (self.image_column and self.files):
-            raise UsageError("--image-column applies only to --data and --images, and --label-column only to --data.")
+        if self.label_column and not self.data:
+            raise UsageError("--label-column applies only to --data.")
+        if self.image_column and self.files:
+            raise UsageError("--image-column applies only to --data and --images.")
         if self.top < 1:
             raise UsageError(f"--top {self.top}: expected a positive number.")
         self._check_images()
 
     def _check_images(self) -> None:
-        if bool(self.images) != bool(self.output):
-            raise UsageError("--images and --output: expected both or neither.")
+        if self.images and not self.output:
+            raise UsageError(f"--images {self.images} requires --output FILE.parquet.")
+        if self.output and not self.images:
+            raise UsageError(f"--output {self.output} applies only to --images.")
         if not self.images and (self.device != "auto" or self.num_workers or self.address):
             raise UsageError("--device, --num-workers, and --address apply only to --images.")
         if self.num_workers is not None and self.num_workers < 1:
@@ -100,6 +107,10 @@ def classify(classifier: "Classifier", config: PredictConfig) -> None:
     for name in config.files:
         try:
             pixels.append(decode_image(Path(name).read_bytes(), classifier.image_size, any_format=True))
+        except IsADirectoryError as error:
+            raise UsageError(f"{name} is a folder: use --images {name} --output FILE.parquet.") from error
+        except FileNotFoundError as error:
+            raise UsageError(f"{name} does not exist.") from error
         except OSError as error:
             raise UsageError(f"{name} cannot be read as an image: {error}") from error
     names, classes = (tuple(map(one_line, texts)) for texts in (config.files, classifier.class_names))

@@ -159,7 +159,7 @@ class TrainConfig:
             self._expect(name, value is None or is_valid(value), expected)
         for name in ("augment_shift", "cutout"):
             self._expect(name, getattr(recipe, name) < self.image_size, "less than --image-size")
-        self._expect("resume", not (self.resume and self.run_name), "no --run-name, since both name the run")
+        self._expect("resume", not (self.resume and self.run_name), "either --resume or --run-name, not both")
         for name in ("data", "storage_path", "init_from"):
             refuse_password(flag(name), getattr(self, name))
         # A resumed run may supply the other values of a combination; `open_run` checks it then.

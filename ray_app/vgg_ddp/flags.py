@@ -14,6 +14,8 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 T = TypeVar("T")
 BAD_INPUT = 2
 MAX_HELP_WIDTH = 110
+# Of flags: with 0.6, difflib's default, --num-samples would be taken for --num-workers.
+LIKENESS = 0.65
 
 
 class UsageError(ValueError):
@@ -170,8 +172,11 @@ def _describe_unknown(argument: str, config_class: type) -> str:
     name = argument.partition("=")[0]
     if not name.startswith("-"):
         return f"unexpected argument {argument}. See --help."
-    flags = [flag(field.name) for field in dataclasses.fields(config_class)]
-    similar = difflib.get_close_matches(name, flags, n=1)
+    positional = getattr(config_class, "POSITIONAL", ())
+    if name in map(flag, positional):
+        return f"{name} is a positional argument: give its value without {name}."
+    flags = [flag(field.name) for field in dataclasses.fields(config_class) if field.name not in positional]
+    similar = difflib.get_close_matches(name, flags, n=1, cutoff=LIKENESS)
     return f"unknown flag {name}. " + (f"Did you mean {similar[0]}?" if similar else "See --help.")
 
 

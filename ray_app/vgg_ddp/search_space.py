@@ -48,7 +48,8 @@ class Range:
 
     @property
     def is_logarithmic(self) -> bool:
-        return self.low > 0 and self.high >= LOGARITHMIC_FACTOR * self.low
+        # 10 * 0.07 is above 0.7 in floating point.
+        return self.low > 0 and self.high / self.low > LOGARITHMIC_FACTOR - 1e-9
 
     @property
     def ends(self) -> tuple[float, ...]:

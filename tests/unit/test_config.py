@@ -96,7 +96,7 @@ def test_best_epoch_can_be_kept_only_with_validation_images() -> None:
 
 
 def test_run_name_and_resume_cannot_be_combined() -> None:
-    with pytest.raises(UsageError, match="--resume a: expected no --run-name"):
+    with pytest.raises(UsageError, match="--resume a: expected either --resume or --run-name, not both"):
         TrainConfig(resume="a", run_name="b")
 
 

@@ -69,6 +69,8 @@ def find_images(location: str, columns: ColumnNames, image_size: int) -> ImageSe
     listing = Listing()
     try:
         folder, names = _list_files(location, listing)
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         raise UsageError(f"--images {location} cannot be read: {error}") from error
     parquet = [name for name in names if name.lower().endswith(PARQUET)]

@@ -21,13 +21,13 @@ class ServeConfig:
     address: str | None = None
     """Join the Ray cluster at HOST:PORT, or auto. Default: $RAY_ADDRESS, or start a cluster on this machine."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for all of this machine's."""
+    """Address to listen on; 0.0.0.0 listens on all interfaces."""
     port: int = 8000
     """Port to listen on."""
     replicas: int = 1
-    """Processes that classify; each has the model."""
+    """Number of replicas, each with its own copy of the model."""
     max_batch: int = MAX_BATCH
-    """Most images of several requests to classify at once; 1 turns batching off."""
+    """Maximum images per batch, across requests; 1 turns batching off."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """cpu, gpu (one per replica), or auto: GPUs if there is one for each replica."""
     verbose: bool = False

@@ -47,7 +47,7 @@ class SweepConfig(TrainConfig):
     """random: random values. grid: all combinations of choices. optuna: values that look promising after the earlier
     trials (requires the package optuna)."""
     early_stopping: bool = True
-    """Stop trials early whose validation accuracy is behind that of the others (ASHA)."""
+    """Stop trials that fall behind the others in validation accuracy (ASHA)."""
     max_concurrent: int | None = None
     """Maximum number of trials at the same time. Default: as many as fit in the cluster."""
 
@@ -89,7 +89,10 @@ class SweepConfig(TrainConfig):
             if given == before or field.name in CHANGEABLE:
                 continue
             if field.name == "space":
-                raise UsageError(f"sweep {name} was started with the search space {' '.join(before)}.")
+                raise UsageError(
+                    f"{' '.join(given)}: sweep {name} was started with {' '.join(before)}; omit the search space to "
+                    "resume it, or use another --run-name."
+                )
             raise UsageError(
                 f"{setting(field.name, given)}: sweep {name} was started with {setting(field.name, before)}; omit the "
                 "flag to continue it, or use another --run-name for a new sweep."

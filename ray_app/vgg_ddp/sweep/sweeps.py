@@ -142,7 +142,10 @@ def _check_search(config: SweepConfig, space: Sequence[Parameter]) -> None:
     combinations = 1
     for parameter in space:
         if not isinstance(parameter, Choice):
-            raise UsageError(f"--search grid: {parameter} is a range; expected choices, as in lr=0.05,0.1,0.2.")
+            raise UsageError(
+                f"--search grid: {parameter.name.replace('_', '-')} is a range; expected choices, as in "
+                "lr=0.05,0.1,0.2."
+            )
         combinations *= len(parameter.values)
     if combinations > MAX_TRIALS:
         raise UsageError(f"--search grid: {combinations:,} combinations; use fewer choices, or --search random.")

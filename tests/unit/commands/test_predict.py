@@ -153,18 +153,22 @@ def test_test_time_augmentation_averages_six_views(
 
 
 def test_files_data_and_images_exclude_each_other(refusal: Callable[..., str], model_folder: Path) -> None:
-    for flags in ((), ("a.png", "--data", "sample"), ("a.png", "--images", "folder", "--output", "x.parquet")):
-        assert "expected either files, --data, or --images" in refusal(model_folder, *flags)
+    assert "no input: name image files, or use --data or --images" in refusal(model_folder)
+    for flags in (("a.png", "--data", "sample"), ("a.png", "--images", "folder", "--output", "x.parquet")):
+        assert "use only one of image files, --data, and --images" in refusal(model_folder, *flags)
 
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (("--images", "folder"), "--images and --output: expected both or neither"),
-        (("--data", "sample", "--output", "x.parquet"), "--images and --output: expected both or neither"),
+        (("--images", "folder"), "--images folder requires --output"),
+        (("--data", "sample", "--output", "x.parquet"), "--output x.parquet applies only to --images"),
         (("a.png", "--num-workers", 2), "apply only to --images"),
         (("a.png", "--device", "cpu"), "apply only to --images"),
-        (("--images", "folder", "--output", "x.parquet", "--label-column", "y"), "--label-column only to --data"),
+        (
+            ("--images", "folder", "--output", "x.parquet", "--label-column", "y"),
+            "--label-column applies only to --data",
+        ),
         (("--images", "folder", "--output", "x.parquet", "--num-workers", 0), "--num-workers 0: expected a positive"),
         (("--images", "s3://key:secret@b/x", "--output", "x.parquet"), "--images: the URI contains a password"),
         (("--images", "folder", "--output", "s3://key:secret@b/x.parquet"), "--output: the URI contains a password"),
