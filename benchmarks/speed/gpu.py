@@ -141,7 +141,7 @@ class Benchmark:
             "steps": lambda: [training.step() for _ in range(steps)],
             "decision": lambda: training.worker.control.decide(training.state.sums),
             "sums": training.state.sums.total,
-            "evaluation": lambda: evaluate(training.worker, training.state),
+            "evaluation": lambda: evaluate(training.worker, training.state, "test"),
             "checkpoint_copy": lambda: copy_to_host(training.state.snapshot()),
         }
         return {name: _seconds(part)[0] * 1000 for name, part in parts.items()}

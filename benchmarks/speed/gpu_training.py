@@ -127,7 +127,7 @@ class Training:
     def warm_up(self) -> None:
         """Take the first steps, which allocate memory, choose algorithms, compile, and capture the graph."""
         self.steps(EAGER_STEPS + 2)
-        evaluate(self.worker, self.state)
+        evaluate(self.worker, self.state, "test")
         torch.cuda.synchronize()
 
     def finish(self) -> list[dict[str, float]]:
@@ -142,7 +142,7 @@ class Training:
             self.state.sums.total()
             self.state.sums.restart()
             trained = time.perf_counter() - started - evaluating
-            _, correct, _ = evaluate(self.worker, self.state)
+            _, correct, _ = evaluate(self.worker, self.state, "test")
             evaluating = time.perf_counter() - started - trained
             rows.append(
                 {"accuracy": correct / self.worker.num_evaluated["test"], "trained": trained, "evaluated": evaluating}

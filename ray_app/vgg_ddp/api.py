@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vgg_ddp.compat.ray_constants import restored_network_setting
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError, arguments_of
 from vgg_ddp.result import RunResult
@@ -38,7 +39,7 @@ def train(config: TrainConfig, callbacks: "Sequence[UserCallback]" = ()) -> RunR
     # Imports what is slow.
     from vgg_ddp.driver.launch import launch
 
-    with _restored_handlers(), _restored_environment():
+    with _restored_handlers(), _restored_environment(), restored_network_setting():
         result = launch(config, arguments_of(config), time.time(), callbacks, show_bar=False)
     if result.ended == "refused":
         raise UsageError(result.message)

@@ -144,6 +144,6 @@ def test_streamed_test_images_are_not_read_before_the_end(data: Path, tmp_path: 
     assert result.stderr == message
     run = tmp_path / "runs/run"
     rows = rows_of(run)
-    # Both epochs were judged, and the model is not lost.
+    # Both epochs were evaluated, and the model is not lost.
     assert len(rows) == 2 and all(row["validation_accuracy"] >= 0 for row in rows) and epochs_tested(rows) == []
     assert load_classifier(str(run)).class_names == ("ant", "bee")

@@ -29,22 +29,8 @@ CONFIGS = {
 }
 # Programs that the pages may run besides the files of this repository.
 PROGRAMS = (
-    *(
-        "aws",
-        "export",
-        "kubectl",
-        "mlflow",
-        "mypy",
-        "pip",
-        "pytest",
-        "ray",
-        "ruff",
-        "serve",
-        "sudo",
-        "tensorboard",
-        "uv",
-    ),
-    "zip",
+    *("aws", "export", "kubectl", "mlflow", "mypy", "pip", "pytest", "ray", "ruff", "serve"),
+    *("sudo", "tensorboard", "uv", "zip"),
 )
 # Flags of other programs that the text mentions.
 FOREIGN_FLAGS = {"--foreground", "--shm-size=...", "--standalone"}

@@ -47,7 +47,7 @@ def with_batch_size(run: Run, dataset: Dataset | StreamedDataset, num_workers: i
         UsageError: if a batch needs more images than the training split has.
     """
     config = run.config.with_batch_size(dataset.num_train, num_workers)
-    images = f"{dataset.num_train} training images{' besides the validation images' * bool(dataset.num_validation)}"
+    images = f"{dataset.num_train} training images{' left after the validation split' * bool(dataset.num_validation)}"
     if run.config.batch_size is None and config.global_batch > dataset.num_train:
         raise UsageError(
             f"{num_workers} worker(s) need a batch of {config.global_batch} images, but there are only {images}: use "

@@ -50,7 +50,7 @@ def of_outcome(run: Run, outcome: Outcome, rows: list[Row]) -> RunResult:
 def interrupted(run: Run, error: "InterruptedRunError") -> RunResult:
     """Print that a signal ended the run before its workers did."""
     print(f"\nStopped by {error}.\n{_how_to_resume(run)}", flush=True)
-    return _result(run, "stopped", [], signal_number=error.signal_number)
+    return _result(run, "stopped", _read_rows(run), signal_number=error.signal_number)
 
 
 def finished_before(run: Run) -> RunResult:

@@ -1,13 +1,11 @@
 """The driver: check everything that can be checked early, start the workers, report the outcome."""
 
 import signal
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.columns import ColumnNames
@@ -15,6 +13,7 @@ from vgg_ddp.data.layout import MissingFolderError
 from vgg_ddp.data.source import Source, find_source
 from vgg_ddp.driver import ray_environment
 from vgg_ddp.driver.attempt import Attempt, announce, with_batch_size
+from vgg_ddp.driver.background import in_background
 from vgg_ddp.driver.conclude import conclude, finished_before, interrupted, of_outcome
 from vgg_ddp.driver.inputs import choose_ingest, load
 from vgg_ddp.flags import UsageError
@@ -27,8 +26,6 @@ from vgg_ddp.run.runs import Run, locked, open_run, require_writable
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
-
-T = TypeVar("T")
 
 
 def launch(
@@ -71,7 +68,7 @@ def launch(
     require_writable(run)
     with locked(run):
         # Decoding takes about as long as starting Ray and importing torch, so they run at the same time.
-        attempt = Attempt(run, _in_background(lambda: load(run, source)), phases, callbacks, show_bar)
+        attempt = Attempt(run, in_background(lambda: load(run, source)), phases, callbacks, show_bar)
         if run.config.num_workers == 0:
             return _train_in_this_process(attempt)
         address = ray_environment.prepare(run.config.address, ingest == "stream", run.config.min_workers is not None)
@@ -93,20 +90,6 @@ def _find_data(run: Run) -> Source:
         if run.recorded_images() is None:
             raise
         raise UsageError(f"{error} If the data was moved, add --data with its new location.") from error
-
-
-def _in_background(call: Callable[[], T]) -> "Future[T]":
-    """Call a function in a daemon thread, so that the process can exit before it returns."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
 
 
 def _train_in_this_process(attempt: Attempt) -> RunResult:

@@ -8,11 +8,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self, TypeVar
 
 import ray
+
+from vgg_ddp.driver.background import in_background
 
 T = TypeVar("T")
 SECONDS_BETWEEN_CHECKS = 0.5
@@ -105,22 +108,11 @@ def call_interruptibly(call: Callable[[], T], stop_workers: Callable[[int], obje
     Raises:
         InterruptedRunError: immediately on Ctrl-C otherwise; on another signal if the call does not return in time.
     """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="trainer", daemon=True)
     deadline = float("inf")
     watched = (signal.SIGINT, *stop_signals()) if _is_main_thread() else ()
     with SignalWatch(*watched) as watch:
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
+        future = in_background(call)
+        while not wait([future], 0.1).done:
             if signal.SIGINT in watch.received and not is_shared:
                 raise InterruptedRunError(signal.SIGINT)
             if watch.received and deadline == float("inf"):
@@ -131,9 +123,7 @@ def call_interruptibly(call: Callable[[], T], stop_workers: Callable[[int], obje
                 threading.Thread(target=stop_workers, args=(number,), name="stop", daemon=True).start()
             if time.monotonic() > deadline:
                 raise InterruptedRunError(watch.received[0])
-    if errors:
-        raise errors[0]
-    return results[0]
+    return future.result()
 
 
 class StopFlag:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from vgg_ddp.run.files import CURVES_FILE, Row
 from vgg_ddp.run.storage import Folder
-from vgg_ddp.run.summary import FinishedEpochs, judging_split, kept_row
+from vgg_ddp.run.summary import FinishedEpochs, evaluation_split, kept_row
 
 
 def draw(runs: Sequence[FinishedEpochs]) -> bytes:
     """Plot accuracy and loss of all runs by epoch and by training time, as PNG.
 
-    Training is dashed; the split that judges the epochs, which the legend names, is solid.
+    Training is dashed; the split that is evaluated after each epoch, which the legend names, is solid.
     """
     # Not pyplot, whose settings belong to the program or notebook that trains.
     from matplotlib.figure import Figure
@@ -23,14 +23,14 @@ def draw(runs: Sequence[FinishedEpochs]) -> bytes:
     longest = max(run.seconds()[-1] for run in runs)
     unit, unit_seconds = ("minutes", 60.0) if longest > 180 else ("seconds", 1.0)
     for index, run in enumerate(runs):
-        split = judging_split(run.rows)
+        split = evaluation_split(run.rows)
         positions = ([row["epoch"] for row in run.rows], [second / unit_seconds for second in run.seconds()])
         for column, position in enumerate(positions):
             names = ((f"{split}_accuracy", "train_accuracy"), (f"{split}_loss", "loss"))
-            for line, (judged, train) in enumerate(names):
+            for line, (evaluated, train) in enumerate(names):
                 color, label = f"C{index % 10}", f"{run.name}, {split}"
-                judged_values, train_values = ([row[name] for row in run.rows] for name in (judged, train))
-                axes[line, column].plot(position, judged_values, color=color, marker="o", markersize=3, label=label)
+                evaluated_values, train_values = ([row[name] for row in run.rows] for name in (evaluated, train))
+                axes[line, column].plot(position, evaluated_values, color=color, marker="o", markersize=3, label=label)
                 axes[line, column].plot(position, train_values, color=color, linestyle="--", linewidth=1, alpha=0.7)
     for column, label in enumerate(("epoch", f"training time in {unit}")):
         axes[1, column].set_xlabel(label)
@@ -57,7 +57,7 @@ def write_curves(run: Folder, rows: Sequence[Row], title: str) -> None:
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss_axes, accuracy_axes = figure.subplots(1, 2)
-    split, tested = judging_split(rows), kept_row(rows)
+    split, tested = evaluation_split(rows), kept_row(rows)
     for name, axes, train in (("loss", loss_axes, "loss"), ("accuracy", accuracy_axes, "train_accuracy")):
         for column, label in ((train, "training"), (f"{split}_{name}", split)):
             axes.plot(epochs, [row[column] for row in rows], marker="o", markersize=3, label=label)

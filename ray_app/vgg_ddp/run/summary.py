@@ -128,8 +128,8 @@ def format_differences(runs: Sequence[FinishedEpochs]) -> str:
 
 
 def format_row(row: Row, epochs: int) -> str:
-    """One aligned line for an epoch, with the accuracy on the split that judges it."""
-    split = judging_split([row])
+    """One aligned line for an epoch, with the accuracy on the split that is evaluated after each epoch."""
+    split = evaluation_split([row])
     return (
         f"{_epoch_of(row, epochs)}  loss {row['loss']:.4f}  train {row['train_accuracy']:6.2%}  "
         f"{split} {format_share(row[f'{split}_accuracy']):>6}  lr {row['lr']:.4f}  "
@@ -146,14 +146,14 @@ def _epoch_of(row: Row, epochs: int) -> str:
     return f"epoch {row['epoch']:>{len(str(epochs))}.0f}/{epochs}"
 
 
-def judging_split(rows: Sequence[Row]) -> str:
-    """The split that judges each epoch: validation or, without a validation split, test."""
+def evaluation_split(rows: Sequence[Row]) -> str:
+    """The split that is evaluated after each epoch: validation or, without a validation split, test."""
     return "validation" if has_validation(rows) else "test"
 
 
 def best_row(rows: Sequence[Row]) -> Row:
-    """The first epoch with the highest accuracy on the split that judges it; without any, the last epoch."""
-    accuracy = f"{judging_split(rows)}_accuracy"
+    """The first epoch with the highest accuracy on that split; without any, the last epoch."""
+    accuracy = f"{evaluation_split(rows)}_accuracy"
     known = [row for row in rows if not math.isnan(row[accuracy])]
     return max(known, key=lambda row: row[accuracy]) if known else rows[-1]
 
@@ -178,16 +178,16 @@ def format_summary(rows: Sequence[Row]) -> str:
     """The results of a finished run, as a small table."""
     last, best, images_per_second = rows[-1], best_row(rows), mean_images_per_second(rows)
     seconds = sum(row["seconds"] for row in rows)
-    accuracy = f"{judging_split(rows)}_accuracy"
-    judged = f"{last[accuracy]:.2%} (best {best[accuracy]:.2%}, epoch {best['epoch']:.0f})"
+    accuracy = f"{evaluation_split(rows)}_accuracy"
+    best_so_far = f"{last[accuracy]:.2%} (best {best[accuracy]:.2%}, epoch {best['epoch']:.0f})"
     with_validation = has_validation(rows)
     tested = kept_row(rows) if with_validation else last
-    test = f"{tested['test_accuracy']:.2%} (weights of epoch {tested['epoch']:.0f})" if with_validation else judged
+    test = f"{tested['test_accuracy']:.2%} (weights of epoch {tested['epoch']:.0f})" if with_validation else best_so_far
     lines = (
         ("epochs", f"{last['epoch']:.0f}"),
         ("training loss", f"{last['loss']:.4f}"),
         ("training accuracy", f"{last['train_accuracy']:.2%}"),
-        *([("validation", judged)] if with_validation else []),
+        *([("validation", best_so_far)] if with_validation else []),
         ("test accuracy", "-" if math.isnan(tested["test_accuracy"]) else test),
         ("training time", f"{seconds:.1f} s"),
         ("images per second", f"{images_per_second:,.0f}"),

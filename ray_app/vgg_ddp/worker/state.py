@@ -71,7 +71,7 @@ class Worker:
         return DTYPES[self.precision]
 
     @property
-    def judging_split(self) -> EvaluationSplit:
+    def evaluation_split(self) -> EvaluationSplit:
         """The split that is evaluated after each epoch."""
         return "validation" if self.num_evaluated["validation"] else "test"
 

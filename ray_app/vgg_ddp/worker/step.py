@@ -55,7 +55,7 @@ def forward(
 
 
 @torch.no_grad()
-def evaluate(worker: Worker, state: TrainState, split: EvaluationSplit = "test") -> list[float]:
+def evaluate(worker: Worker, state: TrainState, split: EvaluationSplit) -> list[float]:
     """Sums of loss, correct predictions, and images of a split; each image counts on one rank. A collective."""
     average_buffers(state.model)
     sums = Sums(worker.device)

@@ -93,7 +93,7 @@ def train_epoch(worker: Worker, state: TrainState, graphs: GraphedSteps | None) 
 
 
 def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome | None:
-    """Evaluate and append the epoch's row of metrics: the validation images, or without any the test images.
+    """Evaluate the model on the validation images, or on the test images if there are none; append the row of metrics.
 
     Collectives, and a device-to-host sync.
     """
@@ -101,7 +101,7 @@ def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome |
     train_loss, train_correct, train_count = state.sums.total()
     # `total` waited for the device, so all steps are done now.
     seconds = time.monotonic() - started
-    measured = measure(worker, state, worker.judging_split)
+    measured = measure(worker, state, worker.evaluation_split)
     if isinstance(measured, Outcome):
         return measured
     state.rows.append(
@@ -145,7 +145,7 @@ def report(worker: Worker, row: Row) -> None:
 
 def finish_run(worker: Worker, state: TrainState) -> Outcome | None:
     """With a validation split, evaluate the test images, once, with the weights that the run keeps. Collectives."""
-    if worker.judging_split == "test":
+    if worker.evaluation_split == "test":
         return None
     kept = state.rows[-1]
     if worker.config.keep_best:
@@ -155,7 +155,7 @@ def finish_run(worker: Worker, state: TrainState) -> Outcome | None:
     measured = measure(worker, state, "test")
     if isinstance(measured, Outcome):
         return measured
-    # A new row, because the old one may just be written.
+    # A new row, because another thread may be writing the old one right now.
     state.rows[int(kept["epoch"]) - 1] = kept | measured
     worker.telemetry.show(measured)
     return None
@@ -177,7 +177,10 @@ def measure(worker: Worker, state: TrainState, split: EvaluationSplit) -> Row | 
     if count != expected:
         if refusal := bad_image(worker, state):
             return refusal
-        raise RuntimeError(f"evaluated {count:.0f} of {expected} {split} images: did the files change?")
+        message = (
+            f"evaluated {count:.0f} of {expected} {split} images: the files have changed since the command started."
+        )
+        return Outcome("refused", message, state.step)
     return {
         f"{split}_loss": loss / count if count else math.nan,
         f"{split}_accuracy": correct / count if count else math.nan,

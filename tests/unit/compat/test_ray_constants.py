@@ -14,8 +14,10 @@ def test_ray_reads_the_setting_when_it_starts(monkeypatch: pytest.MonkeyPatch) -
     (variable,) = ray_variables.LOOPBACK_ONLY
     assert variable == constants_of_ray.ENABLE_RAY_CLUSTERS_ENV_VAR
     monkeypatch.setattr(constants_of_ray, ray_constants.LISTENS_ON_NETWORK, True)
-    ray_constants.listen_on_loopback_only()
-    assert constants_of_ray.ENABLE_RAY_CLUSTER is False
+    with ray_constants.restored_network_setting():
+        ray_constants.listen_on_loopback_only()
+        assert constants_of_ray.ENABLE_RAY_CLUSTER is False
+    assert constants_of_ray.ENABLE_RAY_CLUSTER is True
     assert f"ray_constants.{ray_constants.LISTENS_ON_NETWORK}" in inspect.getsource(services)
 
 

@@ -44,7 +44,7 @@ def test_batch_is_made_of_images_that_are_not_for_validation(run: Folder) -> Non
     dataset = make_dataset(8)
     dataset = replace(dataset, validation=dataset.train)
     given = Run(TrainConfig(batch_size=9), "run", run, exists=False)
-    with pytest.raises(UsageError, match="--batch-size 9: there are only 8 training images besides the validation"):
+    with pytest.raises(UsageError, match="--batch-size 9: there are only 8 training images left after the validation"):
         with_batch_size(given, dataset, 1)
     unset = Run(TrainConfig(num_workers=1), "run", run, exists=False)
     dataset = replace(make_dataset(1000), validation=make_dataset(4000).train)

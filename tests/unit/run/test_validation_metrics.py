@@ -26,17 +26,17 @@ VALIDATION = (0.25, 0.75, 0.75, 0.5)
 
 
 @pytest.fixture
-def judged(make_rows: MakeRows) -> list[Row]:
-    """Four epochs, judged by validation images; the second one is the best."""
+def validated(make_rows: MakeRows) -> list[Row]:
+    """Four epochs, evaluated on validation images; the second one is the best."""
     untested = {"test_loss": math.nan, "test_accuracy": math.nan}
     accuracies = [{"validation_accuracy": accuracy, "validation_loss": 2 - accuracy} for accuracy in VALIDATION]
     return [row | untested | accuracy for row, accuracy in zip(make_rows(4), accuracies, strict=True)]
 
 
 @pytest.fixture
-def tested(judged: list[Row]) -> list[Row]:
+def tested(validated: list[Row]) -> list[Row]:
     """The same epochs at the end of the run."""
-    return [judged[0], judged[1] | {"test_loss": 1.5, "test_accuracy": 0.625}, *judged[2:]]
+    return [validated[0], validated[1] | {"test_loss": 1.5, "test_accuracy": 0.625}, *validated[2:]]
 
 
 def test_metrics_have_the_columns_of_the_split(run: Folder, tested: list[Row]) -> None:
@@ -49,11 +49,11 @@ def test_metrics_have_the_columns_of_the_split(run: Folder, tested: list[Row]) -
 
 
 def test_best_epoch_is_the_first_one_with_the_best_validation_accuracy(
-    judged: list[Row], tested: list[Row], make_rows: MakeRows
+    validated: list[Row], tested: list[Row], make_rows: MakeRows
 ) -> None:
-    assert best_row(judged) == judged[1] and kept_row(judged) == judged[3]
+    assert best_row(validated) == validated[1] and kept_row(validated) == validated[3]
     assert best_row(tested) == kept_row(tested) == tested[1]
-    # Without a split, the test images judge the epochs.
+    # Without a split, the epochs are evaluated on the test images.
     assert best_row(make_rows(3)) == kept_row(make_rows(3)) == make_rows(3)[2]
 
 
@@ -76,11 +76,11 @@ def test_sagemaker_finds_both_accuracies(tested: list[Row]) -> None:
     assert not any(map(found, format_summary(tested).splitlines()))
 
 
-def test_summary_has_both_accuracies_and_their_epochs(judged: list[Row], tested: list[Row]) -> None:
+def test_summary_has_both_accuracies_and_their_epochs(validated: list[Row], tested: list[Row]) -> None:
     lines = [line.split(maxsplit=1) for line in format_summary(tested).splitlines()]
     assert ["validation", "50.00% (best 75.00%, epoch 2)"] in lines
     assert ["test", "accuracy      62.50% (weights of epoch 2)"] in lines
-    assert "test accuracy      -" in format_summary(judged)
+    assert "test accuracy      -" in format_summary(validated)
 
 
 def test_table_compares_runs_with_and_without_a_split(tmp_path: Path, tested: list[Row], make_rows: MakeRows) -> None:
@@ -98,17 +98,17 @@ def test_table_compares_runs_with_and_without_a_split(tmp_path: Path, tested: li
     assert curves.draw([split, without]).startswith(b"\x89PNG")
 
 
-def test_curves_show_the_tested_epoch_once_it_is_known(run: Folder, judged: list[Row], tested: list[Row]) -> None:
+def test_curves_show_the_tested_epoch_once_it_is_known(run: Folder, validated: list[Row], tested: list[Row]) -> None:
     pictures = []
-    for rows in (judged, tested):
+    for rows in (validated, tested):
         curves.write_curves(run, rows, "a title")
         with Image.open((run / "curves.png").path) as picture:
             pictures.append(np.asarray(picture.convert("RGB")))
     assert (pictures[0] != pictures[1]).any()
 
 
-def test_tensorboard_gets_the_test_after_all_epochs(run: Folder, judged: list[Row], tested: list[Row]) -> None:
-    write_events(run, judged)
+def test_tensorboard_gets_the_test_after_all_epochs(run: Folder, validated: list[Row], tested: list[Row]) -> None:
+    write_events(run, validated)
     before = run.read(EVENTS_FILE)
     write_events(run, tested)
     # TensorBoard continues to read where it was.
@@ -128,11 +128,11 @@ def test_tensorboard_gets_the_test_after_all_epochs(run: Folder, judged: list[Ro
 
 
 def test_test_of_a_run_is_printed_once(
-    run: Folder, judged: list[Row], tested: list[Row], capsys: pytest.CaptureFixture[str]
+    run: Folder, validated: list[Row], tested: list[Row], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = [format_row(row, 4) for row in judged]
+    lines = [format_row(row, 4) for row in validated]
     with Follower(Run(TrainConfig(epochs=4), "run", run, exists=False), time.time()):
-        write_metrics(run, judged)
+        write_metrics(run, validated)
         printed, deadline = "", time.monotonic() + 10
         while printed.count("\n") < 4 and time.monotonic() < deadline:
             time.sleep(0.02)
