@@ -10,12 +10,12 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from vgg_ddp.config import RECIPE_FIELDS, TrainConfig
-from vgg_ddp.flags import UsageError, flag, parse_value
+from vgg_ddp.flags import UsageError, flag, parse_value, refuse_password, setting
 
-# The settings that change what is learned. The others identify the run, its data, the cluster, or the storage; and with
-# --epochs, trials would differ in how far they are, not in how good they are.
+# The settings that change what is learned. The others identify the run, its data, the cluster, or the storage. With
+# --epochs, trials would differ in how far they are, not in how good they are; with --seed, in their validation images.
 TUNABLE = (
-    *("batch_size", "recipe", "init_from", *RECIPE_FIELDS, "seed", "image_size", "half_size_epochs"),
+    *("batch_size", "recipe", "init_from", *RECIPE_FIELDS, "image_size", "half_size_epochs"),
     *("precision", "gradients", "fast_convolutions"),
 )
 # By how many of the training images trials are compared, unless the user says otherwise.
@@ -113,8 +113,9 @@ def parse_space(texts: Sequence[str], config: TrainConfig) -> tuple[Parameter, .
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"{_argument(name)} is given twice in the search space.")
-    for point in itertools.islice(corners(space), MAX_CHECKED):
-        configure(config, point)
+        if getattr(config, name) != getattr(TrainConfig, name):
+            given = setting(name, getattr(config, name))
+            raise UsageError(f"{given}: {_argument(name)} is also in the search space; remove one of them.")
     workers = config.num_workers or 1
     for parameter in space:
         if parameter.name == "batch_size" and isinstance(parameter, Range) and workers > 1:
@@ -122,6 +123,8 @@ def parse_space(texts: Sequence[str], config: TrainConfig) -> tuple[Parameter, .
                 f"batch-size={parameter.low}:{parameter.high}: most of these do not split evenly over {workers} "
                 "workers; give choices, as in batch-size=128,256,512."
             )
+    for point in itertools.islice(corners(space), MAX_CHECKED):
+        configure(config, point)
     return space
 
 
@@ -132,7 +135,8 @@ def parse_parameter(text: str) -> Parameter:
         UsageError: if the text has another form, or the flag cannot be tuned or has another type.
     """
     given, equals, values = text.partition("=")
-    name = given.removeprefix("--").replace("-", "_")
+    name = name_of(text)
+    refuse_password(_argument(name), values)
     kinds = get_type_hints(TrainConfig)
     if not equals or not given:
         raise UsageError(f"{text}: expected NAME=LOW:HIGH or NAME=A,B,C, as in {EXAMPLE}.")
@@ -147,6 +151,11 @@ def parse_parameter(text: str) -> Parameter:
     if ":" in values:
         return _parse_range(text, name, kinds[name], values.split(":"))
     raise UsageError(f"{text}: expected LOW:HIGH or several choices; for a single value, use {flag(name)}.")
+
+
+def name_of(text: str) -> str:
+    """The setting that NAME=LOW:HIGH or NAME=A,B,C tunes."""
+    return text.partition("=")[0].removeprefix("--").replace("-", "_")
 
 
 def format_value(value: object) -> str:
@@ -168,10 +177,22 @@ def read_value(name: str, text: str) -> Any:
     return text == "true"
 
 
+def _read_values(text: str, name: str, values: Sequence[str]) -> tuple[Any, ...]:
+    """The values of an argument. Errors name the argument as it was given."""
+    if "None" in values:
+        raise UsageError(f"{text}: None cannot be tuned; expected values.")
+    try:
+        return tuple(read_value(name, value) for value in values)
+    except UsageError as error:
+        expected = str(error).rpartition(": ")[2]
+        raise UsageError(f"{text}: {expected}") from None
+
+
 def _parse_choice(text: str, name: str, values: Sequence[str]) -> Choice:
-    if "" in values or len(set(values)) < len(values):
+    choices = () if "" in values else _read_values(text, name, values)
+    if len(set(choices)) < len(values):
         raise UsageError(f"{text}: expected different values with commas between them.")
-    return Choice(name, tuple(read_value(name, value) for value in values))
+    return Choice(name, choices)
 
 
 def _parse_range(text: str, name: str, kind: Any, ends: Sequence[str]) -> Range:
@@ -180,7 +201,7 @@ def _parse_range(text: str, name: str, kind: Any, ends: Sequence[str]) -> Range:
         raise UsageError(f"{text}: {flag(name)} is not a number; expected choices, as in NAME=A,B,C.")
     if len(ends) != 2 or "" in ends:
         raise UsageError(f"{text}: expected LOW:HIGH, as in {EXAMPLE}.")
-    low, high = (parse_value(name, kind, end) for end in ends)
+    low, high = _read_values(text, name, ends)
     # Comparisons with nan are false, so this also rejects nan.
     if not low < high < math.inf:
         raise UsageError(f"{text}: expected LOW:HIGH with LOW below HIGH.")

@@ -1,4 +1,4 @@
-"""tune.py as a command: trials that are stopped early, killed, interrupted, and continued."""
+"""tune.py as a command: trials that are stopped early, killed, interrupted, and resumed."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def predict(tiny_data: Path, run: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
-def test_killed_and_interrupted_sweep_continues_to_its_end(tmp_path: Path, tiny_data: Path) -> None:
+def test_killed_and_interrupted_sweep_is_resumed_to_its_end(tmp_path: Path, tiny_data: Path) -> None:
     flags = ["--search", "grid", "--run-name", "s", "--data", tiny_data, "--epochs", 3, "--recipe", "classic"]
     command = [str(part) for part in (sys.executable, TUNE, "lr=0.03,0.00001,0.01,0.3", "batch-size=24,72", *flags)]
     sweep, log = tmp_path / "runs" / "s", tmp_path / "log"
@@ -44,7 +44,7 @@ def test_killed_and_interrupted_sweep_continues_to_its_end(tmp_path: Path, tiny_
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
     output = log.read_text()
-    assert "Stopped by SIGINT. Continue with: python ray_app/tune.py --resume s" in output
+    assert "Stopped by SIGINT. Resume with: python ray_app/tune.py --resume s" in output
     assert "Traceback" not in output
     done = [trial.name for trial in saved_trials(sweep).all if trial.state in DONE]
 

@@ -35,16 +35,18 @@ def test_values_have_the_types_of_their_settings() -> None:
         ("lr=nan:1", "lr=nan:1: expected LOW:HIGH with LOW below HIGH."),
         ("lr=1:2:3", "lr=1:2:3: expected LOW:HIGH, as in "),
         ("lr=:1", "lr=:1: expected LOW:HIGH, as in "),
-        ("lr=low:high", "--lr low: expected a number."),
-        ("batch-size=1.5:3", "--batch-size 1.5: expected an integer."),
+        ("lr=low:high", "lr=low:high: expected a number."),
+        ("batch-size=1.5:3", "batch-size=1.5:3: expected an integer."),
         ("recipe=1:2", "recipe=1:2: --recipe is not a number; expected choices, as in NAME=A,B,C."),
-        ("recipe=fast,slow", "--recipe slow: expected one of fast, classic."),
-        ("fast-convolutions=true,no", "--fast-convolutions no: expected true or false."),
+        ("recipe=fast,slow", "recipe=fast,slow: expected one of fast, classic."),
+        ("fast-convolutions=true,no", "fast-convolutions=true,no: expected true or false."),
         ("lr=0.1,,0.2", "lr=0.1,,0.2: expected different values with commas between them."),
-        ("lr=0.1,0.1", "lr=0.1,0.1: expected different values with commas between them."),
+        ("lr=0.1,0.10", "lr=0.1,0.10: expected different values with commas between them."),
+        ("lr=None,0.1", "lr=None,0.1: None cannot be tuned; expected values."),
+        ("seed=1,2", "seed=1,2: --seed cannot be tuned."),
         ("lr=0:0.1", "search space: --lr 0.0: expected a positive number."),
         ("batch-size=8,9", "search space: --batch-size 9 cannot be split evenly over 2 workers"),
-        ("batch-size=8:64", "batch-size=8:64: most of these do not split evenly over 2 workers; give choices"),
+        ("batch-size=1:64", "batch-size=1:64: most of these do not split evenly over 2 workers; give choices"),
         ("half-size-epochs=0,1", "search space: --half-size-epochs 1: expected --image-size 64 or more."),
     ],
 )
@@ -59,9 +61,15 @@ def test_setting_is_tuned_only_once() -> None:
         parse_space(("batch-size=8,16", "batch_size=32,64"), TrainConfig())
 
 
-def test_password_in_a_value_is_not_repeated() -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_space(("init-from=s3://user:secret@bucket/a,runs/b",), TrainConfig())
+def test_setting_is_either_tuned_or_given() -> None:
+    with pytest.raises(UsageError, match=r"^--lr 0.1: lr is also in the search space; remove one of them\.$"):
+        parse_space(("lr=0.02:0.2",), TrainConfig(lr=0.1))
+
+
+@pytest.mark.parametrize("values", ["s3://user:secret@bucket/a,runs/b", "s3://user:secret@bucket/a"])
+def test_password_in_a_value_is_not_repeated(values: str) -> None:
+    with pytest.raises(UsageError, match="the URI contains a password or key") as caught:
+        parse_space((f"init-from={values}",), TrainConfig())
     assert "secret" not in str(caught.value)
 
 
@@ -91,7 +99,7 @@ def test_space_with_few_points_gives_each_of_them_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("lr", 0.0325), ("lr", None), ("recipe", "fast"), ("fast_convolutions", False), ("cutout", 8)]
+    ("name", "value"), [("lr", 0.0325), ("recipe", "fast"), ("fast_convolutions", False), ("cutout", 8)]
 )
 def test_written_value_is_read_back(name: str, value: object) -> None:
     assert read_value(name, format_value(value)) == value

@@ -159,10 +159,14 @@ def largest_share(nodes: Sequence[Resources], workers: int, use_gpu: bool, part_
     return 0.0
 
 
+def part_of_cpus_for_workers(config: TrainConfig) -> float:
+    """The part of the CPUs that workers may request: while images are streamed, the other half decodes them."""
+    return 0.5 if config.ingest == "stream" else 1.0
+
+
 def cpus_of_worker(config: TrainConfig, nodes: Sequence[Resources], use_gpu: bool) -> float:
     """CPUs to request per worker, up to one, so that all workers fit; in an elastic run, the minimum of workers."""
-    # Leave CPUs for the tasks that decode images during training.
-    part_of_cpus = 0.5 if config.ingest == "stream" else 1.0
+    part_of_cpus = part_of_cpus_for_workers(config)
     share = largest_share(nodes, config.min_workers or config.num_workers or 1, use_gpu, part_of_cpus)
     return min(share, part_of_cpus) if config.min_workers else share
 

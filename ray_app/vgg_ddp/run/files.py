@@ -16,6 +16,7 @@ CURVES_FILE = "curves.png"
 STARTUP_FILE = "startup.json"
 PROGRESS_FILE = "progress.json"
 PROFILE_FILE = "profile.txt"
+SWEEP_FILE = "sweep.json"
 TRACE_FILE = "trace.json.gz"
 MODEL_FILE = "model.safetensors"
 COLUMNS = (

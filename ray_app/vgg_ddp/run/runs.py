@@ -8,14 +8,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from vgg_ddp.config import DATA_NAMES, PROGRAM, SCRIPT, TRAJECTORY_FIELDS, TrainConfig
 from vgg_ddp.flags import UsageError, flag, parse_flags, setting
 from vgg_ddp.machine import torchrun
 from vgg_ddp.run.chosen import read_chosen
-from vgg_ddp.run.files import CONFIG_FILE, METRICS_FILE, MODEL_FILE, Row, read_config, read_metrics
+from vgg_ddp.run.files import CONFIG_FILE, METRICS_FILE, MODEL_FILE, SWEEP_FILE, Row, read_config, read_metrics
 from vgg_ddp.run.notes import noted, print_note_once
 from vgg_ddp.run.storage import Folder, absolute, is_checkpoint
+
+Settings = TypeVar("Settings", bound=TrainConfig)
 
 # The entry of chosen.json that identifies the images.
 DIGEST = "images"
@@ -76,13 +79,18 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
     Raises:
         UsageError: if the run to resume does not exist, or was started with settings that conflict with the flags.
     """
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     name = config.resume or config.run_name or _new_name()
     try:
         folder = Folder.at(config.storage_path) / name
         saved = read_config(folder)
+        is_sweep = folder.exists(SWEEP_FILE)
     except (OSError, ValueError) as error:
         raise UsageError(f"--storage-path {config.storage_path} cannot be read: {error}") from error
+    if is_sweep and config.resume:
+        raise UsageError(f"--resume {name}: {name} is a sweep; resume it with tune.py.")
+    if is_sweep:
+        raise UsageError(f"--run-name {name}: {folder} is a sweep, not a run; use another name.")
     if saved is None:
         if config.resume:
             raise UsageError(f"--resume {name}: no run of that name in --storage-path {config.storage_path}.")
@@ -97,7 +105,7 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
     started_with = TrainConfig.from_dict(saved).with_recipe()
     # The saved settings become the defaults of flags that are not given.
     defaults = replace(started_with, storage_path=config.storage_path, run_name=None, resume=None)
-    config = _with_absolute_paths(parse_flags(TrainConfig, arguments, PROGRAM, defaults))
+    config = with_absolute_paths(parse_flags(TrainConfig, arguments, PROGRAM, defaults))
     # auto keeps the choice made when the run started.
     for field in ("data", "ingest"):
         if getattr(config, field) == "auto":
@@ -143,7 +151,7 @@ def _new_name() -> str:
     return f"{time.strftime('vgg11-%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+def with_absolute_paths(config: Settings) -> Settings:
     """The settings with absolute paths, because a run may be resumed from another working directory."""
     data = config.data if config.data in DATA_NAMES else absolute(config.data)
     init_from = absolute(config.init_from) if config.init_from else None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError, flag
 from vgg_ddp.run.chosen import read_chosen
 from vgg_ddp.run.files import Row, has_validation, read_config, read_metrics
@@ -156,6 +157,14 @@ def best_row(rows: Sequence[Row]) -> Row:
     accuracy = f"{evaluation_split(rows)}_accuracy"
     known = [row for row in rows if not math.isnan(row[accuracy])]
     return max(known, key=lambda row: row[accuracy]) if known else rows[-1]
+
+
+def row_to_keep(rows: Sequence[Row], config: TrainConfig) -> Row:
+    """The epoch whose weights a run keeps if it ends now: the last one; with --keep-best, the best one.
+
+    Epochs of half-size images are kept only if there are no others.
+    """
+    return best_row(rows[config.half_size_epochs :] or rows) if config.keep_best else rows[-1]
 
 
 def kept_row(rows: Sequence[Row]) -> Row:

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import ray
 
-from vgg_ddp.driver.cluster import CLUSTER_FILE, Placement, Resources, largest_cluster
+from vgg_ddp.driver.cluster import (
+    CLUSTER_FILE,
+    SHARES,
+    Placement,
+    Resources,
+    largest_cluster,
+    part_of_cpus_for_workers,
+)
 from vgg_ddp.flags import UsageError
 from vgg_ddp.sweep.config import SweepConfig
-
-# Ray's resource resolution: 1/10,000 of a CPU.
-UNIT = 10_000
 
 
 def trials_at_once(config: SweepConfig, placement: Placement, own_cluster: bool) -> int:
@@ -24,8 +28,7 @@ def trials_at_once(config: SweepConfig, placement: Placement, own_cluster: bool)
     """
     present = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     possible = [] if own_cluster else largest_cluster(Path(os.path.expanduser(CLUSTER_FILE)))
-    # While images are streamed, half of the CPUs decode them.
-    part_of_cpus = 0.5 if config.ingest == "stream" else 1.0
+    part_of_cpus = part_of_cpus_for_workers(config)
     fitting = max(count_workers(nodes, placement.resources_per_worker, part_of_cpus) for nodes in (present, possible))
     # One trial always fits: `place_workers` has checked that.
     most = max(1, fitting // placement.num_workers)
@@ -43,6 +46,6 @@ def count_workers(nodes: Sequence[Resources], per_worker: Resources, part_of_cpu
     for node in nodes:
         available = node | {"CPU": node.get("CPU", 0.0) * part_of_cpus}
         total += min(
-            int(available.get(kind, 0.0) * UNIT) // round(need * UNIT) for kind, need in per_worker.items() if need
+            int(available.get(kind, 0.0) * SHARES) // round(need * SHARES) for kind, need in per_worker.items() if need
         )
     return total

@@ -11,7 +11,7 @@ PROGRAM = "python ray_app/tune.py"
 # The column of metrics.csv by which trials are compared; the higher the better.
 METRIC = "validation_accuracy"
 NUM_SAMPLES = 10
-# A sweep that is continued must not change other settings than these: its trials could not be compared.
+# A sweep that is resumed must not change other settings than these: its trials could not be compared.
 CHANGEABLE = (
     *("num_samples", "max_concurrent", "early_stopping", "run_name", "resume", "storage_path", "data_dir"),
     *("address", "device", "max_failures", "collective_timeout_seconds", "checkpoint_every_seconds"),
@@ -32,10 +32,10 @@ class SweepConfig(TrainConfig):
     """Fraction of the training images that trials leave out of training, and by which they are compared. The test
     images are not used to choose."""
     run_name: str | None = None
-    """Name of the sweep, and of its folder in --storage-path; the name of an unfinished sweep continues it. Default:
+    """Name of the sweep, and of its folder in --storage-path; the name of an unfinished sweep resumes it. Default:
     date and time."""
     resume: str | None = None
-    """Name of the sweep to continue. Finished trials are not repeated; unfinished ones resume from their newest
+    """Name of the sweep to resume. Finished trials are not repeated; unfinished ones resume from their newest
     checkpoint."""
 
     space: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class SweepConfig(TrainConfig):
         return super().from_dict(values | {"space": tuple(values.get("space", ()))})
 
     def expect_same(self, started_with: "SweepConfig", name: str) -> None:
-        """Check that these settings may continue a sweep that was started with others.
+        """Check that these settings may resume a sweep that was started with others.
 
         Raises:
             UsageError: naming the flag that must not change.
@@ -95,5 +95,5 @@ class SweepConfig(TrainConfig):
                 )
             raise UsageError(
                 f"{setting(field.name, given)}: sweep {name} was started with {setting(field.name, before)}; omit the "
-                "flag to continue it, or use another --run-name for a new sweep."
+                "flag to resume it, or use another --run-name for a new sweep."
             )

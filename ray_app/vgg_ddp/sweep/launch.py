@@ -19,7 +19,7 @@ from vgg_ddp.sweep.conclude import conclude
 from vgg_ddp.sweep.config import SweepConfig
 from vgg_ddp.sweep.sweeps import Sweep, open_sweep
 from vgg_ddp.sweep.table import Table
-from vgg_ddp.sweep.trials import DONE, Trials
+from vgg_ddp.sweep.trials import Trials
 
 SECONDS_TO_STOP = 10.0
 TUNE_DEFAULTS = {
@@ -56,9 +56,9 @@ def launch(config: SweepConfig, arguments: Sequence[str]) -> int:
         trials = sweep.plan()
         table = Table(sweep.name, config.epochs, sweep.space)
         sweep.save()
-        print(f"Sweep:     {'continuing ' if sweep.exists else ''}{sweep.folder}")
+        print(f"Sweep:     {'resuming ' if sweep.exists else ''}{sweep.folder}")
         print(f"Tuning:    {'; '.join(map(str, sweep.space))}", flush=True)
-        if all(trial.state in DONE for trial in trials.all) and not sweep.num_new(trials):
+        if not any(trial.is_waiting for trial in trials.all) and not sweep.num_new(trials):
             return conclude(sweep, trials, table)
         return _run_on_ray(sweep, trials, table)
 
@@ -83,7 +83,7 @@ def _run_on_ray(sweep: Sweep, trials: Trials, table: Table) -> int:
             cluster.connect(address, config.verbose, shows_workers=config.verbose)
         placement = cluster.place_workers(config, own_cluster)
         at_once = trials_at_once(config, placement, own_cluster)
-        count = len(trials.all) + sweep.num_new(trials)
+        count = sum(trial.state != "skipped" for trial in trials.all) + sweep.num_new(trials)
         kind = "GPU" if placement.use_gpu else "CPU"
         print(
             f"Trials:    {count} of {config.epochs} epochs, {at_once} at a time, {placement.num_workers} {kind} "
@@ -95,12 +95,10 @@ def _run_on_ray(sweep: Sweep, trials: Trials, table: Table) -> int:
             # Ray ships the package without the sample. The trials' own processes are on this machine.
             settings = replace(settings, data=str(SAMPLE_FOLDER))
         call_until_signal(
-            lambda stopping: run_trials(
-                sweep, settings, trials, Progress(trials, table, stopping, settings.keep_best), at_once
-            )
+            lambda stopping: run_trials(sweep, settings, trials, Progress(trials, table, stopping), at_once)
         )
     except InterruptedRunError as error:
-        print(f"\nStopped by {error}. Continue with: {sweep.resume_command()}", flush=True)
+        print(f"\nStopped by {error}. Resume with: {sweep.resume_command()}", flush=True)
         return 128 + error.signal_number
     finally:
         ray.shutdown()

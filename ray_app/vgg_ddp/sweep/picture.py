@@ -12,13 +12,12 @@ PICTURE_FILE = "sweep.png"
 
 def draw_sweep(curves: Sequence[tuple[Trial, Sequence[Row]]], best: Trial | None, title: str) -> bytes:
     """A line per trial, as PNG: the best one highlighted, and a cross where a trial ended early."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    # Not pyplot, whose settings belong to the program that calls this.
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
     for trial, rows in curves:
         epochs, accuracies = ([row[column] for row in rows] for column in ("epoch", METRIC))
         is_best = trial is best
@@ -36,5 +35,4 @@ def draw_sweep(curves: Sequence[tuple[Trial, Sequence[Row]]], best: Trial | None
         axes.legend(loc="lower right")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=120)
-    plt.close(figure)
     return picture.getvalue()

@@ -2,14 +2,18 @@
 
 import math
 import threading
+from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
+from ray.exceptions import RayActorError
 
+from vgg_ddp.run.notes import noted, reason
 from vgg_ddp.sweep.config import METRIC
 from vgg_ddp.sweep.table import Table
 from vgg_ddp.sweep.trials import State, Trial, Trials
 
+DIED = "its process died"
 # How a run ended, as `RunResult.ended` says, and the state of its trial.
 ENDED: dict[str, State] = {"finished": "finished", "diverged": "diverged"}
 
@@ -21,12 +25,10 @@ class StoppedSweepError(BaseException):
 class Progress(tune.Callback):  # type: ignore[misc]
     """Ray Tune calls it for every change of a trial, with arguments by name."""
 
-    def __init__(self, trials: Trials, table: Table, stopping: threading.Event, keeps_best: bool) -> None:
+    def __init__(self, trials: Trials, table: Table, stopping: threading.Event) -> None:
         self._trials = trials
         self._table = table
         self._stopping = stopping
-        # Whether a run's model is that of its best epoch, not of the last one.
-        self._keeps_best = keeps_best
         # How the trials ended that have said so.
         self._ended: dict[str, State] = {}
 
@@ -43,18 +45,19 @@ class Progress(tune.Callback):  # type: ignore[misc]
         self._change(self._find(trial), "running", "")
 
     def on_trial_recover(self, *, trial: Any, **_: Any) -> None:
-        self._change(self._find(trial), "waiting", "its process died: it is restarted")
+        self._change(self._find(trial), "waiting", f"{describe_failure(trial)}: it is restarted")
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
         ours = self._find(trial)
-        if result["epoch"]:
-            is_better = not ours.accuracy > result[METRIC]
-            ours.epoch = int(result["epoch"])
-            ours.accuracy = result[METRIC] if is_better or not self._keeps_best else ours.accuracy
-        if "ended" in result:
+        has_ended = "ended" in result
+        # A trial that is resumed reports its earlier epochs again.
+        is_new = result["epoch"] > ours.epoch
+        if is_new or (has_ended and result["epoch"]):
+            ours.epoch, ours.accuracy = int(result["epoch"]), result[METRIC]
+        if has_ended:
             self._ended[ours.name] = ENDED.get(result["ended"], "failed")
             ours.message = result["message"]
-        elif not math.isnan(ours.accuracy):
+        elif is_new and not math.isnan(ours.accuracy):
             print(self._table.row(ours), flush=True)
 
     def on_trial_complete(self, *, trial: Any, **_: Any) -> None:
@@ -63,7 +66,8 @@ class Progress(tune.Callback):  # type: ignore[misc]
         self._change(ours, self._ended.get(ours.name, "stopped early"), ours.message)
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:
-        self._change(self._find(trial), "failed", "its process died too often")
+        failure = describe_failure(trial)
+        self._change(self._find(trial), "failed", f"{DIED} too often" if failure == DIED else failure)
 
     def _find(self, trial: Any) -> Trial:
         return self._trials.named(trial.config["name"])
@@ -72,3 +76,14 @@ class Progress(tune.Callback):  # type: ignore[misc]
         trial.state, trial.message = state, message
         self._trials.save()
         print(self._table.row(trial), flush=True)
+
+
+def describe_failure(trial: Any) -> str:
+    """Why the process of a trial has failed, as Ray Tune has recorded it."""
+    with noted("the error of a trial cannot be read"):
+        if trial.pickled_error_file:
+            error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+            # What a process raised is the cause of Ray's own error.
+            error = getattr(error, "cause", error)
+            return DIED if isinstance(error, RayActorError) else reason(error)
+    return "it failed"

@@ -13,10 +13,13 @@ from vgg_ddp.sweep.config import METRIC
 from vgg_ddp.sweep.trials import DONE, Trials
 
 
-def optuna_sampler(space: Sequence[Parameter], seed: int) -> Searcher:
+def optuna_sampler(space: Sequence[Parameter], seed: int, verbose: bool = False) -> Searcher:
     """Optuna's sampler for a search space."""
+    import optuna
     from ray.tune.search.optuna import OptunaSearch
 
+    if not verbose:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
     return OptunaSearch({p.name: _domain(p) for p in space}, metric=METRIC, mode="max", seed=seed)
 
 
@@ -33,7 +36,7 @@ def _domain(parameter: Parameter) -> Any:
 class TrialSearch(Searcher):  # type: ignore[misc]
     """Gives each trial of the sweep to Ray Tune once, and each new result to the sampler, if there is one.
 
-    Ray's own algorithms draw other values when a sweep continues, so that trials would lose their run folders.
+    Ray's own algorithms draw other values when a sweep resumes, so that trials would lose their run folders.
     """
 
     def __init__(self, trials: Trials, space: Sequence[Parameter], sampler: Searcher | None) -> None:
@@ -41,7 +44,7 @@ class TrialSearch(Searcher):  # type: ignore[misc]
         self._trials = trials
         self._space = space
         self._sampler = sampler
-        self._waiting = deque(trial for trial in trials.all if trial.state not in DONE)
+        self._waiting = deque(trial for trial in trials.all if trial.is_waiting)
         # Ray's ID of each trial that the sampler suggested.
         self._suggested: set[str] = set()
         for trial in trials.all:
@@ -73,7 +76,7 @@ class TrialSearch(Searcher):  # type: ignore[misc]
             self._sampler.on_trial_complete(trial_id, result, error=error)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep continues from trials.csv."""
+        """Nothing: a sweep resumes from trials.csv."""
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing, as in `save`."""

@@ -1,4 +1,4 @@
-"""Find the sweep to continue, or name a new one; plan its trials."""
+"""Find the sweep to resume, or name a new one; plan its trials."""
 
 import dataclasses
 import json
@@ -7,16 +7,15 @@ import shlex
 import time
 from collections.abc import Sequence
 
-from vgg_ddp.config import DATA_NAMES, TrainConfig
+from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError, parse_flags
-from vgg_ddp.run.files import CONFIG_FILE
-from vgg_ddp.run.runs import Run
+from vgg_ddp.run.files import CONFIG_FILE, SWEEP_FILE
+from vgg_ddp.run.runs import Run, with_absolute_paths
 from vgg_ddp.run.storage import Folder, absolute
-from vgg_ddp.search_space import Choice, Parameter, corners, draw_points, parse_space
+from vgg_ddp.search_space import Choice, Parameter, corners, draw_points, name_of, parse_space
 from vgg_ddp.sweep.config import NUM_SAMPLES, PROGRAM, SweepConfig
-from vgg_ddp.sweep.trials import Trials
+from vgg_ddp.sweep.trials import DONE, Trials
 
-SWEEP_FILE = "sweep.json"
 # A grid with more combinations is taken for a mistake.
 MAX_TRIALS = 1_000
 
@@ -41,7 +40,7 @@ class Sweep:
         return dataclasses.replace(self.config.trial_settings(), storage_path=storage_path)
 
     def resume_command(self) -> str:
-        """The command that continues this sweep from the same working directory."""
+        """The command that resumes this sweep from the same working directory."""
         is_default = self.config.storage_path == absolute(TrainConfig.storage_path)
         storage = "" if is_default else f" --storage-path {shlex.quote(self.config.storage_path)}"
         return f"{PROGRAM} --resume {self.name}{storage}"
@@ -64,6 +63,10 @@ class Sweep:
         if self.config.search != "optuna":
             for point in self._points()[len(trials.all) :]:
                 trials.add(point)
+        if self.config.search != "grid":
+            # --num-samples may be lower than before.
+            for trial in trials.all[self.config.num_samples or NUM_SAMPLES :]:
+                trial.state = trial.state if trial.state in DONE else "skipped"
         return trials
 
     def _points(self) -> list[dict[str, object]]:
@@ -82,17 +85,19 @@ def open_sweep(config: SweepConfig, arguments: Sequence[str]) -> Sweep:
     """Find the sweep that the flags name, or name a new one. Writes nothing.
 
     Raises:
-        UsageError: if the sweep to continue does not exist or was started with other settings, or the search space is
+        UsageError: if the sweep to resume does not exist or was started with other settings, or the search space is
             invalid.
     """
     name = config.resume or config.run_name or f"{time.strftime('sweep-%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     config = _with_absolute_paths(config)
-    folder = Folder.at(config.storage_path) / name
+    folder, is_run = _find_folder(config, name)
     started_with = _read_settings(folder)
     if started_with is None:
+        if config.resume and is_run:
+            raise UsageError(f"--resume {name}: {name} is a run; resume it with main.py.")
         if config.resume:
             raise UsageError(f"--resume {name}: no sweep of that name in --storage-path {config.storage_path}.")
-        if folder.exists(CONFIG_FILE):
+        if is_run:
             raise UsageError(f"--run-name {name}: {folder} is a run, not a sweep; use another name.")
     else:
         defaults = dataclasses.replace(
@@ -110,6 +115,19 @@ def open_sweep(config: SweepConfig, arguments: Sequence[str]) -> Sweep:
     space = parse_space(config.space, config.trial_settings())
     _check_search(config, space)
     return Sweep(config, name, folder, started_with is not None, space)
+
+
+def _find_folder(config: SweepConfig, name: str) -> tuple[Folder, bool]:
+    """The folder of a sweep, and whether it is that of a run instead.
+
+    Raises:
+        UsageError: if this cannot be known.
+    """
+    try:
+        folder = Folder.at(config.storage_path) / name
+        return folder, folder.exists(CONFIG_FILE)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--storage-path {config.storage_path} cannot be read: {error}") from error
 
 
 def _read_settings(folder: Folder) -> SweepConfig | None:
@@ -152,11 +170,13 @@ def _check_search(config: SweepConfig, space: Sequence[Parameter]) -> None:
 
 
 def _with_absolute_paths(config: SweepConfig) -> SweepConfig:
-    """The settings with absolute paths, because trials may run in other working directories."""
-    return dataclasses.replace(
-        config,
-        data=config.data if config.data in DATA_NAMES else absolute(config.data),
-        init_from=absolute(config.init_from) if config.init_from else None,
-        data_dir=absolute(config.data_dir),
-        storage_path=absolute(config.storage_path),
-    )
+    """The settings with absolute paths, also those in the search space."""
+    return dataclasses.replace(with_absolute_paths(config), space=tuple(map(_with_absolute_choices, config.space)))
+
+
+def _with_absolute_choices(text: str) -> str:
+    """An argument of the search space; if its choices are paths, with absolute ones."""
+    if name_of(text) != "init_from":
+        return text
+    name, equals, values = text.partition("=")
+    return name + equals + ",".join(absolute(value) if value else value for value in values.split(","))

@@ -1,4 +1,4 @@
-"""The trials of a sweep and how far they are: trials.csv, from which an interrupted sweep continues."""
+"""The trials of a sweep and how far they are: trials.csv, from which an interrupted sweep resumes."""
 
 import csv
 import dataclasses
@@ -14,8 +14,8 @@ from vgg_ddp.search_space import Parameter, Point, format_value, read_value
 from vgg_ddp.sweep.config import METRIC
 
 TRIALS_FILE = "trials.csv"
-State = Literal["waiting", "running", "finished", "stopped early", "diverged", "failed"]
-# These are not repeated when the sweep continues.
+State = Literal["waiting", "running", "finished", "stopped early", "diverged", "failed", "skipped"]
+# These are not repeated when the sweep resumes.
 DONE: tuple[State, ...] = ("finished", "stopped early", "diverged")
 
 
@@ -24,7 +24,8 @@ class Trial:
     """A trial: the name of its run, the values of the tuned settings, and how far it is.
 
     Attributes:
-        accuracy: validation accuracy after `epoch`, or with --keep-best, the highest so far; nan before the first.
+        accuracy: validation accuracy after `epoch`; once the trial has ended, that of the weights that its run keeps;
+            nan before the first epoch.
         message: why it failed; empty otherwise.
     """
 
@@ -34,6 +35,11 @@ class Trial:
     epoch: int = 0
     accuracy: float = math.nan
     message: str = ""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the sweep is still to run it."""
+        return self.state not in (*DONE, "skipped")
 
 
 class Trials:

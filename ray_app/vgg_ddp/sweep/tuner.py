@@ -22,7 +22,7 @@ from vgg_ddp.sweep.trials import DONE, Trials
 # How often a trial is restarted whose own process died. Failures of its workers are counted by --max-failures.
 RESTARTS = 3
 # Trials are compared after a quarter of their epochs, then each time they have trained three times as long; the best
-# third continues.
+# third trains on.
 FIRST_COMPARISON = 0.25
 REDUCTION_FACTOR = 3
 
@@ -32,9 +32,11 @@ def run_trials(sweep: Sweep, settings: TrainConfig, trials: Trials, progress: Pr
     if not sweep.config.verbose:
         # Also errors: a trial that fails is in the table.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    remaining = sum(trial.state not in DONE for trial in trials.all) + sweep.num_new(trials)
-    sampler = optuna_sampler(sweep.space, sweep.config.seed) if sweep.config.search == "optuna" else None
-    # Tune's own records are not needed afterwards: a sweep continues from trials.csv and the run folders.
+    remaining = sum(trial.is_waiting for trial in trials.all) + sweep.num_new(trials)
+    sampler = None
+    if sweep.config.search == "optuna":
+        sampler = optuna_sampler(sweep.space, sweep.config.seed, sweep.config.verbose)
+    # Tune's own records are not needed afterwards: a sweep resumes from trials.csv and the run folders.
     with tempfile.TemporaryDirectory(prefix="vgg-sweep-", ignore_cleanup_errors=True) as folder:
         tune.Tuner(
             tune.with_resources(tune.with_parameters(run_trial, settings=settings), _beside_this_process()),

@@ -16,7 +16,7 @@ from vgg_ddp.feeds.feed import EvaluationSplit
 from vgg_ddp.job import Job, Outcome, RefusedError
 from vgg_ddp.model.stored import stored_form
 from vgg_ddp.run.files import EVALUATED, METRICS_FILE, Row, write_metrics
-from vgg_ddp.run.summary import best_row
+from vgg_ddp.run.summary import row_to_keep
 from vgg_ddp.weights.model_file import write_model
 from vgg_ddp.worker.ddp import from_all_ranks
 from vgg_ddp.worker.decisions import Decision
@@ -118,7 +118,7 @@ def finish_epoch(worker: Worker, state: TrainState, started: float) -> Outcome |
             "time": time.time(),
         }
     )
-    if worker.config.keep_best and best_epoch(worker, state) is state.rows[-1]:
+    if worker.config.keep_best and row_to_keep(state.rows, worker.config) is state.rows[-1]:
         state.remember_weights()
     state.epoch_seconds = 0.0
     state.sums.restart()
@@ -147,9 +147,8 @@ def finish_run(worker: Worker, state: TrainState) -> Outcome | None:
     """With a validation split, evaluate the test images, once, with the weights that the run keeps. Collectives."""
     if worker.evaluation_split == "test":
         return None
-    kept = state.rows[-1]
+    kept = row_to_keep(state.rows, worker.config)
     if worker.config.keep_best:
-        kept = best_epoch(worker, state)
         state.return_to_best()
     worker.monitor.arrive()
     measured = measure(worker, state, "test")
@@ -159,11 +158,6 @@ def finish_run(worker: Worker, state: TrainState) -> Outcome | None:
     state.rows[int(kept["epoch"]) - 1] = kept | measured
     worker.telemetry.show(measured)
     return None
-
-
-def best_epoch(worker: Worker, state: TrainState) -> Row:
-    """The epoch whose weights --keep-best keeps, so far: not one of half-size images, if there are others."""
-    return best_row(state.rows[worker.config.half_size_epochs :] or state.rows)
 
 
 def measure(worker: Worker, state: TrainState, split: EvaluationSplit) -> Row | Outcome:

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from support.command import TUNE
+from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError, parse_flags
 from vgg_ddp.run.files import COLUMNS, write_config
+from vgg_ddp.run.runs import open_run
 from vgg_ddp.run.storage import Folder
 from vgg_ddp.sweep.capacity import count_workers
 from vgg_ddp.sweep.conclude import training_command
@@ -47,6 +49,10 @@ BAD_INPUT = {
     "lr=0.1,0.2 --search grid --num-samples 3": "--num-samples does not apply to --search grid",
     "lr=0.1:0.2 --resume none": "--resume none: no sweep of that name in --storage-path",
     "lr=0.1:0.2 --run-name a-run": "is a run, not a sweep",
+    "--resume a-run": "--resume a-run: a-run is a run; resume it with main.py.",
+    "lr=0.1:0.2 --storage-path foo://x": "--storage-path foo://x cannot be read: ",
+    "lr=0.02:0.2 --lr 0.1": "--lr 0.1: lr is also in the search space; remove one of them.",
+    "batch-size=1:512 --num-workers 2": "batch-size=1:512: most of these do not split evenly over 2 workers",
     "lr=0.1:0.2 --erly-stopping": "unknown flag --erly-stopping. Did you mean --early-stopping?",
 }
 
@@ -78,7 +84,7 @@ def test_grid_has_every_combination_once() -> None:
     ]
 
 
-def test_continued_sweep_repeats_only_trials_that_are_not_done() -> None:
+def test_resumed_sweep_repeats_only_trials_that_are_not_done() -> None:
     _, trials = started("lr=0.1:0.2", "cutout=0,4,8", "--num-samples", "5", "--run-name", "s")
     points = [trial.point for trial in trials.all]
     for trial, state in zip(trials.all, ("finished", "stopped early", "diverged", "failed", "running"), strict=True):
@@ -93,7 +99,7 @@ def test_continued_sweep_repeats_only_trials_that_are_not_done() -> None:
     assert (row["trial"], row["state"], row["lr"]) == ("s-001", "finished", str(points[0]["lr"]))
 
 
-def test_continued_sweep_keeps_its_settings() -> None:
+def test_resumed_sweep_keeps_its_settings() -> None:
     first, _ = started("lr=0.1:0.2", "--run-name", "s", "--epochs", "3", "--seed", "4")
     again = opened("--resume", "s", "--max-concurrent", "2")
     assert (again.exists, again.space, again.config.epochs) == (True, first.space, 3)
@@ -103,6 +109,41 @@ def test_continued_sweep_keeps_its_settings() -> None:
         opened("--resume", "s", "--epochs", "5")
     with pytest.raises(UsageError, match=r"^lr=0.1:0.3: sweep s was started with lr=0.1:0.2; omit the search space"):
         opened("lr=0.1:0.3", "--run-name", "s")
+
+
+def test_fewer_samples_skip_waiting_trials_until_there_are_more_again() -> None:
+    _, trials = started("lr=0.1:0.2", "--num-samples", "5", "--run-name", "s")
+    trials.all[4].state = "finished"
+    trials.save()
+    fewer = opened("--resume", "s", "--num-samples", "2").plan()
+    assert [trial.state for trial in fewer.all] == ["waiting", "waiting", "skipped", "skipped", "finished"]
+    assert [trial.is_waiting for trial in fewer.all] == [True, True, False, False, False]
+    fewer.save()
+    more = opened("--resume", "s", "--num-samples", "6").plan()
+    assert [trial.state for trial in more.all] == [*4 * ["waiting"], "finished", "waiting"]
+    assert [trial.point for trial in more.all[:5]] == [trial.point for trial in trials.all]
+
+
+def test_resumed_sweep_finds_initial_weights_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = started("init_from=runs/a,s3://bucket/b", "--search", "grid", "--run-name", "s")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = opened("--resume", "s", "--storage-path", str(tmp_path / "runs"))
+    assert again.space == first.space
+    assert [trial.point["init_from"] for trial in again.plan().all] == [str(tmp_path / "runs/a"), "s3://bucket/b"]
+
+
+def test_sweep_is_not_resumed_as_a_run() -> None:
+    started("lr=0.1:0.2", "--run-name", "s")
+    for arguments, message in (
+        (("--resume", "s"), "--resume s: s is a sweep; resume it with tune.py."),
+        (("--run-name", "s"), "is a sweep, not a run; use another name."),
+    ):
+        with pytest.raises(UsageError) as caught:
+            open_run(parse_flags(TrainConfig, arguments, "main"), arguments)
+        assert str(caught.value).endswith(message)
 
 
 @pytest.mark.parametrize(
