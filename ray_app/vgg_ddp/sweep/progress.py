@@ -13,7 +13,6 @@ from vgg_ddp.sweep.config import METRIC
 from vgg_ddp.sweep.table import Table
 from vgg_ddp.sweep.trials import State, Trial, Trials
 
-DIED = "its process died"
 # How a run ended, as `RunResult.ended` says, and the state of its trial.
 ENDED: dict[str, State] = {"finished": "finished", "diverged": "diverged"}
 
@@ -45,7 +44,9 @@ class Progress(tune.Callback):  # type: ignore[misc]
         self._change(self._find(trial), "running", "")
 
     def on_trial_recover(self, *, trial: Any, **_: Any) -> None:
-        self._change(self._find(trial), "waiting", f"{describe_failure(trial)}: it is restarted")
+        error = describe_error(trial)
+        message = f"{error}: it is restarted" if error else "its process died: it is restarted"
+        self._change(self._find(trial), "waiting", message)
 
     def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:
         ours = self._find(trial)
@@ -66,8 +67,7 @@ class Progress(tune.Callback):  # type: ignore[misc]
         self._change(ours, self._ended.get(ours.name, "stopped early"), ours.message)
 
     def on_trial_error(self, *, trial: Any, **_: Any) -> None:
-        failure = describe_failure(trial)
-        self._change(self._find(trial), "failed", f"{DIED} too often" if failure == DIED else failure)
+        self._change(self._find(trial), "failed", describe_error(trial) or "its process died too often")
 
     def _find(self, trial: Any) -> Trial:
         return self._trials.named(trial.config["name"])
@@ -78,12 +78,12 @@ class Progress(tune.Callback):  # type: ignore[misc]
         print(self._table.row(trial), flush=True)
 
 
-def describe_failure(trial: Any) -> str:
-    """Why the process of a trial has failed, as Ray Tune has recorded it."""
+def describe_error(trial: Any) -> str:
+    """The newest error in the process of a trial, as Ray Tune has recorded it; empty if the process died."""
     with noted("the error of a trial cannot be read"):
         if trial.pickled_error_file:
             error = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
             # What a process raised is the cause of Ray's own error.
             error = getattr(error, "cause", error)
-            return DIED if isinstance(error, RayActorError) else reason(error)
-    return "it failed"
+            return "" if isinstance(error, RayActorError) else reason(error)
+    return "an error that was not recorded"
