@@ -53,6 +53,8 @@ def test_killed_and_interrupted_sweep_is_resumed_to_its_end(tmp_path: Path, tiny
     assert result.stderr == ""
     table, _, summary = result.stdout.partition("\nFinished s: ")
     assert not [name for name in done if name in table]
+    epochs = re.findall(r"^(s-\d+) +running +(\d/3)", table, re.MULTILINE)
+    assert len(epochs) == len(set(epochs)), table
     trials = saved_trials(sweep)
     assert len(trials.all) == 8
     assert {trial.state for trial in trials.all} == {"finished", "stopped early"}
