@@ -1,5 +1,7 @@
 """Measure a program from outside: the memory of all its processes, and its optimizer steps."""
 
+import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -11,7 +13,6 @@ from pathlib import Path
 
 import psutil
 
-LIMIT_SECONDS = 3600
 SECONDS_TO_END = 60
 SECONDS_BETWEEN_SAMPLES = 0.5
 
@@ -34,32 +35,47 @@ class Watched:
         return sum(self.memory.values())
 
 
-def watch(command: Sequence[object], environment: Mapping[str, str], folder: Path) -> Watched:
+def watch(
+    command: Sequence[object], environment: Mapping[str, str], folder: Path, limit_seconds: float = 3600
+) -> Watched:
     """Run a command in a folder, and sample the memory of its processes.
 
     Raises:
-        SystemExit: if the command fails, with the end of its output.
+        SystemExit: if the command fails or takes longer than `limit_seconds`, with the end of its output.
     """
     log, watched = folder / "log", Watched(time.time())
     with log.open("w") as output:
         program = subprocess.Popen(
-            list(map(str, command)), stdout=output, stderr=output, cwd=folder, env=dict(environment)
+            list(map(str, command)),
+            stdout=output,
+            stderr=output,
+            cwd=folder,
+            env=dict(environment),
+            start_new_session=True,
         )
         try:
-            while program.poll() is None and time.time() < watched.started + LIMIT_SECONDS:
+            while program.poll() is None and time.time() < watched.started + limit_seconds:
                 sample = memory_by_process(program.pid)
                 if sum(sample.values()) > watched.peak_memory_bytes:
                     watched.memory = sample
                 time.sleep(SECONDS_BETWEEN_SAMPLES)
+            ended = program.poll() is not None
         finally:
-            program.terminate()
-            try:
-                program.wait(SECONDS_TO_END)
-            except subprocess.TimeoutExpired:
-                program.kill()
-    if program.returncode:
-        sys.exit(f"{' '.join(map(str, command))} failed: {log.read_text()[-2000:]}")
+            _end(program)
+    if program.returncode or not ended:
+        problem = "failed" if ended else f"did not end in {limit_seconds:g} s"
+        sys.exit(f"{' '.join(map(str, command))} {problem}: {log.read_text()[-2000:]}")
     return watched
+
+
+def _end(program: subprocess.Popen[bytes]) -> None:
+    """End a program that leads a process group, and what is left of the group after `SECONDS_TO_END`."""
+    program.terminate()
+    try:
+        program.wait(SECONDS_TO_END)
+    except subprocess.TimeoutExpired:
+        os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
 
 
 def memory_by_process(pid: int) -> dict[str, int]:

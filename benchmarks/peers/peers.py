@@ -171,7 +171,7 @@ def run_ours(name: str, data: str, options: Any, output: Path) -> Measured:
 def run_peer(name: str, dataset: Any, options: Any, images: str, output: Path) -> Measured:
     """A run of a peer's script, whose saved weights are tested afterwards."""
     from benchmarks.peers.task import Task
-    from benchmarks.peers.weights import test_accuracy
+    from benchmarks.peers.weights import accuracy_on
 
     processes, classes = options.num_workers, len(dataset.class_names)
     task = Task(images, str(output), classes, processes, options.batch_size // processes, EPOCHS)
@@ -183,7 +183,7 @@ def run_peer(name: str, dataset: Any, options: Any, images: str, output: Path) -
         images_per_second(steps, EPOCHS, dataset.num_train, options.batch_size),
         first_step(steps) - watched.started,
         watched.peak_memory_bytes / 2**20,
-        test_accuracy(output, dataset.test, classes),
+        accuracy_on(output, dataset.test, classes),
         watched.memory,
     )
 

@@ -17,8 +17,8 @@ PATTERNS = ("*.pt", "*.ckpt", "*.safetensors")
 KEYS = ("MODEL_STATE", "state_dict")
 
 
-def test_accuracy(output: Path, test: Split, num_classes: int) -> float:
-    """The share of test images that the newest weights in a folder classify correctly."""
+def accuracy_on(output: Path, test: Split, num_classes: int) -> float:
+    """The accuracy on a test split: the share of its images that the newest weights in a folder classify correctly."""
     model = VGG11(num_classes)
     model.load_state_dict(read_weights(output))
     model.eval()

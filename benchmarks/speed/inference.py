@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.program import ROOT
+from benchmarks.random_model import write_random_model
 from benchmarks.record import new_parser, write_json
 
 PREDICT = ROOT / "ray_app" / "predict.py"
@@ -58,19 +59,8 @@ def make_inputs(root: Path, data: Path, count: int, image_size: int) -> Inputs:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(content)
     pq.write_table(pa.table({"image": encoded}), inputs.parquet)
-    write_random_model(inputs.model, image_size)
+    write_random_model(inputs.model, "fast", image_size)
     return inputs
-
-
-def write_random_model(folder: Path, image_size: int) -> None:
-    from vgg_ddp.model.build import build_model
-    from vgg_ddp.model.stored import stored_form
-    from vgg_ddp.run.storage import Folder
-    from vgg_ddp.weights.model_file import write_model
-
-    preprocessing = {"image_size": image_size, "mean": (125.3, 123.0, 113.9), "std": (63.0, 62.1, 66.7)}
-    names = [f"class {index}" for index in range(10)]
-    write_model(Folder.at(str(folder)), stored_form(build_model("fast", 10, seed=0)), "fast", names, preprocessing)
 
 
 def commands(inputs: Inputs) -> dict[str, list[object]]:

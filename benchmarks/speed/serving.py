@@ -15,32 +15,22 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.random_model import write_random_model
 from benchmarks.record import new_parser, write_json
-from vgg_ddp.run.storage import Folder
-from vgg_ddp.weights.model_file import write_model
 
 SERVE = Path(__file__).resolve().parents[2] / "ray_app" / "serve.py"
 START_SECONDS, STOP_SECONDS = 120, 60
 WARM_UP_SECONDS = 2.0
 HEADERS = {"Content-Type": "image/png"}
-
-
-def write_random_model(folder: Path) -> None:
-    """A VGG11 for ten classes, as a run writes it."""
-    from vgg_ddp.model.build import build_model
-
-    names = [f"class {number}" for number in range(10)]
-    preprocessing = {"image_size": 32, "mean": (125.0, 123.0, 114.0), "std": (63.0, 62.0, 67.0)}
-    write_model(Folder.at(str(folder)), build_model("classic", len(names), seed=0), "classic", names, preprocessing)
 
 
 def random_image() -> bytes:
@@ -96,11 +86,9 @@ def load(port: int, clients: int, seconds: float) -> list[float]:
         connection.close()
 
     end = time.monotonic() + seconds
-    threads = [threading.Thread(target=send_requests) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(clients) as pool:
+        for client in [pool.submit(send_requests) for _ in range(clients)]:
+            client.result()
     if statuses != {200}:
         raise SystemExit(f"responses with status {statuses}")
     return times
@@ -129,7 +117,7 @@ def main() -> None:
     options = parser.parse_args()
     results: dict[int, list[dict[str, float]]] = {batch: [] for batch in options.batches}
     with tempfile.TemporaryDirectory() as folder:
-        write_random_model(Path(folder))
+        write_random_model(Path(folder), "classic")
         for number in range(options.rounds):
             for batch, rounds in results.items():
                 rounds.append(measure(Path(folder), batch, options.clients, options.seconds, options.replicas))

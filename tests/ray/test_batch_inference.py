@@ -16,15 +16,17 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
 from support.command import PREDICT, SAMPLE, free_port, marked_processes, started, wait_until
+from support.random_model import write_random_model
 from support.s3_server import BUCKET, CREDENTIALS, client, s3_server
+from vgg_ddp.data.decode import decode_image
 from vgg_ddp.flags import UsageError
 from vgg_ddp.inference.job import BatchJob, classify_images
-from vgg_ddp.model.build import build_model
+from vgg_ddp.inference.predictor import Predictor
 from vgg_ddp.run.storage import Folder
-from vgg_ddp.weights.model_file import write_model
 
 Rows = list[dict[str, Any]]
 Classify = Callable[..., Rows]
@@ -34,14 +36,10 @@ CLASSES = tuple(f"class {index}" for index in range(10))
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+def model(encoded: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> str:
     """A run folder with a model whose predictions differ from image to image."""
-    folder = tmp_path_factory.mktemp("model")
-    module = build_model("classic", 10, seed=1).eval()
-    module.classifier.weight.data.mul_(40)
-    preprocessing = {"image_size": 32, "mean": (120.0, 115.0, 110.0), "std": (60.0, 55.0, 50.0)}
-    write_model(Folder.at(str(folder)), module, "classic", CLASSES, preprocessing)
-    return str(folder)
+    pixels = np.stack([decode_image(content, 32) for content in encoded[:20]])
+    return str(write_random_model(tmp_path_factory.mktemp("model"), pixels, CLASSES, logits_scale=40))
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +181,20 @@ def test_damaged_model_is_refused(classify: Classify, model: str, photos: Path, 
     assert not (tmp_path / "predictions.parquet").exists()
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_actor_without_a_usable_gpu_uses_the_cpu_or_refuses(model: str) -> None:
+    content = Path(model, "model.safetensors").read_bytes()
+
+    def use(device: str) -> str:
+        predictor = Predictor(ray.put(content), model, device, tta=False)
+        found = predictor._classifier
+        return str(found) if isinstance(found, UsageError) else found.mean.device.type
+
+    classifier, refusal = ray.get([ray.remote(use).remote(device) for device in ("auto", "gpu")])
+    assert classifier == "cpu"
+    assert refusal.startswith("--device gpu: torch ") and refusal.endswith(", or use --device cpu.")
+
+
 def make_many(photos: Path, folder: Path, count: int = 2000) -> int:
     """A folder that repeats images; return after how many."""
     files = sorted((photos / "sub").glob("[0-9]*.png"))
@@ -230,10 +242,12 @@ def test_interrupted_command_leaves_no_output_and_no_processes(
     make_many(photos, tmp_path / "many", 10_000)
     output = tmp_path / "output" / "predictions.parquet"
     command = [sys.executable, str(PREDICT), model, "--images", str(tmp_path / "many"), "--output", str(output)]
-    with started(tmp_path, command) as process:
+    log = tmp_path / "log"
+    with started(tmp_path, command, log) as process:
         wait_until(lambda: bool(busy_actors([psutil.Process(pid) for pid in marked_processes(tmp_path.name)])))
         process.send_signal(number)
         code = process.wait()
         wait_until(lambda: not marked_processes(tmp_path.name), seconds=60)
     assert code == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    assert (log.read_text().splitlines()[-1] == "Stopped by SIGINT: nothing was written.") == (number == signal.SIGINT)
     assert list(output.parent.iterdir()) == []

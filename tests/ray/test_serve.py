@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,19 +18,8 @@ import numpy.typing as npt
 import pytest
 
 from support.command import PATIENCE, free_port, marked_processes, open_to_the_network, started, wait_until
-from support.serving import (
-    CLASSES,
-    SERVE,
-    Pixels,
-    Response,
-    call,
-    classify,
-    npy,
-    png,
-    probabilities,
-    random_images,
-    write_random_model,
-)
+from support.random_model import CLASSES, Pixels, random_images, write_random_model
+from support.serving import SERVE, Response, call, classify, npy, png, probabilities
 from vgg_ddp.serving.contract import MAX_BYTES
 from vgg_ddp.weights.model_file import load_classifier
 
@@ -49,7 +39,7 @@ class Server(NamedTuple):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_model(tmp_path_factory.mktemp("run"))
+    return write_random_model(tmp_path_factory.mktemp("run"), random_images(20))
 
 
 @pytest.fixture(scope="module")
@@ -152,12 +142,22 @@ def test_replica_killed_under_load_costs_only_5xx_and_is_replaced(
 
 
 def test_sigterm_finishes_the_requests_in_flight_and_leaves_nothing_running(server: Server) -> None:
-    with ThreadPoolExecutor(1) as clients:
-        request = clients.submit(classify, server.port, npy(random_images(1000)), "application/x-npy")
-        # Until a replica has it.
-        time.sleep(0.5)
-        assert not request.done()
+    body, has_stopped = npy(random_images(1000)), threading.Event()
+
+    def send() -> Iterator[bytes]:
+        """The body, whose second half the client sends after the signal."""
+        yield body[: len(body) // 2]
+        # Until a replica has the request.
+        time.sleep(1)
         server.process.terminate()
+        has_stopped.wait(PATIENCE)
+        yield body[len(body) // 2 :]
+
+    with ThreadPoolExecutor(1) as clients:
+        request = clients.submit(call, server.port, "/invocations", send(), Content_Type="application/x-npy")
+        wait_until(lambda: "SIGTERM" in server.log.read_text())
+        assert not request.done()
+        has_stopped.set()
         assert len(probabilities(request.result())) == 1000
     assert server.process.wait(60) == 143
     # Above it, Ray reports the replica that was killed.
@@ -173,6 +173,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, model: Path) -> N
             ((model, "--port", port), {}, f"--host 127.0.0.1 --port {port}: cannot listen there (Address already in"),
             ((model, "--host", "192.0.2.77"), {}, "--host 192.0.2.77 --port 8000: cannot listen there ("),
             ((model, "--host", "no.such.invalid"), {}, "--host no.such.invalid: expected a name or address"),
+            ((model, "--address", "head"), {}, "--address head: expected HOST:PORT of a Ray head node"),
             ((model, "--port", 0), {}, "--port 0: expected a number from 1 to 65535."),
             ((model, "--replicas", 0), {}, "--replicas 0: expected a positive number."),
             ((model, "--max-batch", 0), {}, "--max-batch 0: expected a positive number."),

@@ -18,7 +18,8 @@ from ray.cluster_utils import Cluster
 from ray.serve.schema import ServeDeploySchema
 
 from support.command import PATIENCE, ROOT, free_port, started, wait_until
-from support.serving import SERVE, classify, npy, png, probabilities, random_images, write_random_model
+from support.random_model import random_images, write_random_model
+from support.serving import SERVE, classify, npy, png, probabilities
 from vgg_ddp.weights.model_file import load_classifier
 
 pytestmark = pytest.mark.e2e
@@ -42,14 +43,15 @@ def cluster(private_home: Path, dashboard_port: int) -> Iterator[Cluster]:  # no
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_random_model(tmp_path_factory.mktemp("run"))
+    return write_random_model(tmp_path_factory.mktemp("run"), random_images(20))
 
 
 def is_refused(port: int) -> bool:
     try:
-        return classify(port, b"").status == 0
+        socket.create_connection(("127.0.0.1", port)).close()
     except OSError:
         return True
+    return False
 
 
 def test_command_serves_on_a_running_cluster_and_ends_only_its_application(

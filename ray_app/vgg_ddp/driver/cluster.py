@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 from vgg_ddp.compat.ray_job import job_config
 from vgg_ddp.compat.ray_variables import LOOPBACK_ONLY
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.driver.ray_environment import AUTO, INITIALIZED, LOCAL
+from vgg_ddp.driver.ray_environment import AUTO, INITIALIZED, LOCAL, describe
 from vgg_ddp.flags import UsageError
 from vgg_ddp.machine import malloc
 from vgg_ddp.machine.code import PACKAGE
@@ -77,7 +77,7 @@ def connect(address: str, verbose: bool = False, shows_workers: bool = True) -> 
         connection = ray.init(address=address, runtime_env=runtime_env, **options)
         return _dashboard_url(connection)
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
-        raise UsageError(f"{_given(address)}: no Ray cluster could be joined ({reason(error)}).") from error
+        raise UsageError(f"{describe(address)}: no Ray cluster could be joined ({reason(error)}).") from error
 
 
 def _dashboard_url(connection: Any) -> str | None:
@@ -110,21 +110,14 @@ def _warn_if_reachable(address: str) -> None:
         logger.warning("Ray listens on %s, not on loopback only: keep its ports behind a firewall.", address)
 
 
-def _given(address: str) -> str:
-    """The address as the user gave it: in the environment or as a flag."""
-    return f"RAY_ADDRESS={address}" if os.environ.get("RAY_ADDRESS") == address else f"--address {address}"
-
-
 def _require_answer(address: str) -> None:
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "://" in address:
-        raise UsageError(f"{_given(address)}: expected HOST:PORT of a Ray head node (usually port 6379), or auto.")
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        or_unset = ", or unset the variable" if _given(address).startswith("RAY_ADDRESS") else ""
+        or_unset = ", or unset the variable" if describe(address).startswith("RAY_ADDRESS") else ""
         raise UsageError(
-            f"{_given(address)}: nothing answers there ({error}): check that the Ray head node is running and that "
+            f"{describe(address)}: nothing answers there ({error}): check that the Ray head node is running and that "
             f"this machine can reach it{or_unset}."
         ) from error
 
@@ -223,12 +216,9 @@ def _choose_gpus(config: TrainConfig, gpus: int, own_cluster: bool) -> bool:
 def _can_use_gpus(device: str, workers: int) -> bool:
     """Whether torch can use this machine's GPUs."""
     # Importing torch takes seconds: not before Ray has started, nor without GPUs.
-    from vgg_ddp.machine.gpus import fall_back, find_gpus
+    from vgg_ddp.machine.gpus import can_use_gpus
 
-    problem = find_gpus(workers).problem
-    if problem:
-        fall_back(device, problem)
-    return problem is None
+    return can_use_gpus(device, workers, "Training")
 
 
 def _total(nodes: Sequence[Resources], kind: str) -> float:

@@ -45,6 +45,30 @@ def is_initialized() -> bool:
     return ray is not None and bool(ray.is_initialized())
 
 
+def resolve(address: str | None) -> str:
+    """The address of the Ray cluster to join, `LOCAL` to start one on this machine, or `INITIALIZED`.
+
+    Raises:
+        UsageError: if it is malformed, or if Ray is initialized already and an address is given.
+    """
+    if is_initialized():
+        if address:
+            raise UsageError(f"--address {address}: Ray is initialized in this process already; omit the address.")
+        return INITIALIZED
+    # As Ray does, AUTO prefers the variable.
+    if address is None or address == AUTO:
+        address = os.environ.get("RAY_ADDRESS") or address or LOCAL
+    host, _, port = address.rpartition(":")
+    if address not in (LOCAL, AUTO) and (not host or not port.isdigit() or "://" in address):
+        raise UsageError(f"{describe(address)}: expected HOST:PORT of a Ray head node (usually port 6379), or auto.")
+    return address
+
+
+def describe(address: str) -> str:
+    """The address as the user gave it: in the environment or as a flag."""
+    return f"RAY_ADDRESS={address}" if os.environ.get("RAY_ADDRESS") == address else f"--address {address}"
+
+
 def prepare(address: str | None, streamed: bool = False, elastic: bool = False) -> str:
     """Set Ray's environment variables, except those that the user has set. Call before Ray is imported.
 
@@ -52,15 +76,9 @@ def prepare(address: str | None, streamed: bool = False, elastic: bool = False) 
         The address of the Ray cluster to join, `LOCAL` to start one on this machine, or `INITIALIZED`.
 
     Raises:
-        UsageError: if Ray cannot be started in this environment, or is initialized already and an address is given.
+        UsageError: if Ray cannot be started in this environment, or for an address as in `resolve`.
     """
-    if is_initialized():
-        if address:
-            raise UsageError(f"--address {address}: Ray is initialized in this process already; omit the address.")
-        address = INITIALIZED
-    # As Ray does, AUTO prefers the variable.
-    if address is None or address == AUTO:
-        address = os.environ.get("RAY_ADDRESS") or address or LOCAL
+    address = resolve(address)
     defaults = DEFAULTS | (ELASTIC_DEFAULTS if elastic else PATIENT_DEFAULTS)
     if address == LOCAL:
         choose_temporary_folder()

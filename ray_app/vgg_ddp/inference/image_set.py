@@ -13,7 +13,7 @@ from vgg_ddp.data.prepare.listing import SYSTEM_FILES, Listing
 from vgg_ddp.flags import UsageError
 from vgg_ddp.run.storage import Folder
 
-# The most that are decoded at a time.
+# The maximum to decode at a time.
 CHUNK_IMAGES, CHUNK_BYTES = 250, 2**24
 # Each chunk of a row group reads the rows before it, too.
 MAX_CHUNKS_PER_ROW_GROUP = 16
@@ -120,7 +120,7 @@ def _files_in(folder: Folder, listing: Listing) -> Iterator[str]:
 
 
 def images_per_chunk(image_size: int) -> int:
-    """The most images to hold decoded at a time."""
+    """The maximum number of images to hold decoded at a time."""
     return max(1, min(CHUNK_IMAGES, CHUNK_BYTES // (image_size**2 * 3)))
 
 

@@ -1,5 +1,6 @@
 """Classify many images through Ray Data: find them, start Ray, classify, write the output."""
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -42,43 +43,55 @@ def classify_images(job: BatchJob) -> int:
         UsageError: if the input is invalid.
     """
     check_ray_settings(starts_cluster=True)
+    ray_environment.resolve(job.address)
     model = read_model(job.model)
     description = read_description(model, job.model)
     output = Output.at(job.output)
     images = find_images(job.images, ColumnNames(job.image_column), description["image_size"])
+    output.require_writable()
     for line in (f"Images:    {images.count:,} {images.name}", *(f"NOTE: {note}" for note in images.notes)):
         print(line, flush=True)
     # As for training: tasks may decode images for GPUs.
     address = ray_environment.prepare(job.address, streamed=True)
     from vgg_ddp.driver.signals import InterruptedRunError
 
+    progress = Progress(images)
     try:
-        return _classify_on_ray(job, address, model, description, images, output)
+        return _classify_on_ray(job, address, model, description, progress, output)
     except InterruptedRunError as error:
-        print(f"\nStopped by {error}: nothing was written.", flush=True)
-        return 128 + error.signal_number
+        return stop(progress, error.signal_number)
+    except KeyboardInterrupt:
+        return stop(progress, signal.SIGINT)
+
+
+def stop(progress: "Progress", signal_number: int) -> int:
+    """Print that a signal stopped the job, and return the exit code."""
+    written = "the output is complete" if progress.is_written else "nothing was written"
+    print(f"\nStopped by {signal.Signals(signal_number).name}: {written}.", flush=True)
+    return 128 + signal_number
 
 
 def _classify_on_ray(
-    job: BatchJob, address: str, model: bytes, description: dict[str, Any], images: ImageSet, output: Output
+    job: BatchJob, address: str, model: bytes, description: dict[str, Any], progress: "Progress", output: Output
 ) -> int:
     import ray
     from ray.exceptions import RayError
 
     from vgg_ddp.driver import cluster
     from vgg_ddp.driver.signals import interrupt_on_signals
-    from vgg_ddp.inference.pipeline import classified, place_workers
+    from vgg_ddp.inference.pipeline import choose_workers, classify
 
     try:
         with interrupt_on_signals():
             dashboard_url = cluster.connect(address)
         if dashboard_url:
             print(f"Dashboard: http://{dashboard_url} (its token: ray get-auth-token)")
-        workers = place_workers(job.device, job.num_workers, len(images.chunks), address == ray_environment.LOCAL)
+        own_cluster = address == ray_environment.LOCAL
+        workers = choose_workers(job.device, job.num_workers, len(progress.images.chunks), own_cluster)
         print(f"Workers:   {workers.count} on {'GPU' if workers.use_gpu else 'CPU'}, starting", flush=True)
-        progress = Progress(images)
-        tables = classified(images, description["image_size"], model, job.model, job.tta, workers)
-        output.write(progress.followed(tables), description["class_names"])
+        tables = classify(progress.images, description["image_size"], model, job.model, job.tta, workers)
+        output.write(progress.follow(tables), description["class_names"])
+        progress.is_written = True
         print(f"Written:   {output.location}: {progress.summary()}", flush=True)
         return FINISHED
     except RayError as error:
@@ -90,16 +103,22 @@ def _classify_on_ray(
 
 
 class Progress:
-    """Counts the rows of the output, and prints a line every ten seconds."""
+    """Counts the rows of the output, and prints a line every ten seconds.
+
+    Attributes:
+        images: what to classify.
+        is_written: whether the output is complete.
+    """
 
     def __init__(self, images: ImageSet) -> None:
-        self._images = images
+        self.images = images
+        self.is_written = False
         self._done, self._errors = 0, 0
         # Without the images of the first table, for which the actors started.
         self._counted_from, self._first = 0.0, 0
 
-    def followed(self, tables: "Iterator[pa.Table]") -> "Iterator[pa.Table]":
-        """The same tables.
+    def follow(self, tables: "Iterator[pa.Table]") -> "Iterator[pa.Table]":
+        """Pass the tables on, and count their rows.
 
         Raises:
             UsageError: if none of the images could be read, or their number has changed.
@@ -115,12 +134,12 @@ class Progress:
             self._errors += len(failed)
             if time.monotonic() - printed > SECONDS_BETWEEN_LINES:
                 printed = time.monotonic()
-                print(f"Progress:  {self._done:,} of {self._images.count:,}{self._rate()}", flush=True)
+                print(f"Progress:  {self._done:,} of {self.images.count:,}{self._rate()}", flush=True)
             yield table
-        if self._done != self._images.count:
-            raise UsageError(f"the images changed: there were {self._images.count:,}, but {self._done:,} were read.")
-        if self._errors == self._images.count:
-            raise UsageError(f"none of the {self._images.count:,} {self._images.name} can be read: {example}.")
+        if self._done != self.images.count:
+            raise UsageError(f"the images changed: there were {self.images.count:,}, but {self._done:,} were read.")
+        if self._errors == self.images.count:
+            raise UsageError(f"none of the {self.images.count:,} {self.images.name} can be read: {example}.")
 
     def summary(self) -> str:
         """How many images were classified, how many could not be read, and images per second."""

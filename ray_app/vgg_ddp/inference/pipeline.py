@@ -21,22 +21,27 @@ from vgg_ddp.inference.image_set import ImageSet
 from vgg_ddp.inference.predictor import Predictor, ReadingPredictor
 from vgg_ddp.inference.reading import Batch, Reader
 
-# Actors that die while they start, as on a machine that is taken away.
-MOST_FAILED_STARTS = 3
+# Actors that may die while they start, as on a machine that is taken away.
+MAX_FAILED_STARTS = 3
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The number of actors; each has a GPU, or a CPU."""
+    """The number of actors; each has a GPU, or a CPU.
+
+    Attributes:
+        device: the value of --device, for actors that cannot use their GPU.
+    """
 
     count: int
     use_gpu: bool
+    device: str
 
 
-def place_workers(device: str, num_workers: int | None, most: int, own_cluster: bool) -> Workers:
+def choose_workers(device: str, num_workers: int | None, maximum: int, own_cluster: bool) -> Workers:
     """Choose GPUs if --device gpu requires them or auto allows it, and by default all of them; otherwise CPUs.
 
-    Not more than `most`.
+    Not more than `maximum`.
 
     Raises:
         UsageError: if the cluster has fewer.
@@ -45,38 +50,33 @@ def place_workers(device: str, num_workers: int | None, most: int, own_cluster: 
     cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     use_gpu = device != "cpu" and gpus >= (num_workers or 1)
     if use_gpu and own_cluster:
-        # The actors of an existing cluster find out for themselves.
-        use_gpu = _can_use_gpus(device, num_workers or gpus)
+        # The actors of an existing cluster check for themselves. Importing torch takes seconds: not without GPUs.
+        from vgg_ddp.machine.gpus import can_use_gpus
+
+        use_gpu = can_use_gpus(device, num_workers or gpus, "Classifying")
+    elif device == "auto" and 0 < gpus < (num_workers or 1):
+        print(
+            f"NOTE: {gpus} GPU(s) for {num_workers} workers: classifying on CPUs. To use GPUs: --num-workers {gpus}.",
+            flush=True,
+        )
     available, kind = (gpus, "GPU") if use_gpu or device == "gpu" else (cpus, "CPU")
     if available < (num_workers or 1):
         flags = f"--device {device}" + (f" --num-workers {num_workers}" if num_workers else "")
         raise UsageError(f"{flags}: Ray sees {available} {kind}{'s'[: available != 1]}; use at most that many workers.")
-    return Workers(min(num_workers or available, most), use_gpu)
+    return Workers(min(num_workers or available, maximum), use_gpu, device)
 
 
-def _can_use_gpus(device: str, count: int) -> bool:
-    # Importing torch takes seconds: not without GPUs.
-    from vgg_ddp.machine.gpus import find_gpus
-
-    problem = find_gpus(count).problem
-    if problem and device == "gpu":
-        raise UsageError(f"--device gpu: {problem}, or use --device cpu.")
-    if problem:
-        print(f"NOTE: {problem}. Using CPUs.", flush=True)
-    return not problem
-
-
-def classified(
+def classify(
     images: ImageSet, image_size: int, model: bytes, location: str, tta: bool, workers: Workers
 ) -> Iterator[pa.Table]:
-    """The rows of the output, in the order of the images; `location` is that of the model.
+    """Classify the images: the rows of the output, in their order; `location` is that of the model.
 
     Raises:
         UsageError: if a Parquet file, the folder, or the model cannot be read.
     """
     _set_up_ray_data()
     reader = Reader(images.folder, images.columns, image_size)
-    predictor = (ray.put(model), location, "cuda" if workers.use_gpu else "cpu", tta)
+    predictor = (ray.put(model), location, workers.device if workers.use_gpu else "cpu", tta)
     pool: dict[str, Any] = {
         "batch_size": None,
         "compute": ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
@@ -103,7 +103,7 @@ def _set_up_ray_data() -> None:
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.raise_original_map_exception = True
-    context.max_consecutive_actor_init_deaths = MOST_FAILED_STARTS
+    context.max_consecutive_actor_init_deaths = MAX_FAILED_STARTS
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     add_idle_backoff(context)

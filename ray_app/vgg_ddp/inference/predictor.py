@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 
 class Predictor:
-    """Classifies batches of decoded images. Ray Data creates one per actor, which loads the model once."""
+    """Classifies batches of decoded images. Ray Data creates one per actor, which loads the model once.
+
+    `device` is that of --device: auto and gpu use the actor's GPU; if torch cannot, auto falls back to the CPU.
+    """
 
     def __init__(self, model: "ray.ObjectRef[bytes]", location: str, device: str, tta: bool) -> None:
         import torch
 
+        from vgg_ddp.machine.gpus import can_use_gpus
         from vgg_ddp.machine.malloc import keep_freed_memory
         from vgg_ddp.weights.model_file import build_classifier
 
@@ -32,7 +36,8 @@ class Predictor:
         self._tta = tta
         self._classifier: Classifier | UsageError
         try:
-            self._classifier = build_classifier(ray.get(model), location, device)
+            use_gpu = device != "cpu" and can_use_gpus(device, 1, "Classifying")
+            self._classifier = build_classifier(ray.get(model), location, "cuda" if use_gpu else "cpu")
         except UsageError as error:
             # Raised by the calls, because Ray Data would start an actor that fails here again and again.
             self._classifier = error

@@ -55,16 +55,28 @@ def find_gpus(needed: int | None = None) -> Gpus:
     return Gpus(count, problem and f"GPUs cannot be used on {node}: {problem}")
 
 
-def fall_back(device: str, problem: str, is_announced: bool = True) -> None:
-    """React to GPUs that cannot be used, for this value of --device: refuse the run, or say that it trains on CPUs.
+def can_use_gpus(device: str, needed: int, activity: str) -> bool:
+    """Whether torch can use the first `needed` GPUs that this process sees; if not, `fall_back`.
 
     Raises:
-        UsageError: if the run must use GPUs.
+        UsageError: if it cannot, but must.
+    """
+    problem = find_gpus(needed).problem
+    if problem:
+        fall_back(device, problem, activity=activity)
+    return problem is None
+
+
+def fall_back(device: str, problem: str, is_announced: bool = True, activity: str = "Training") -> None:
+    """React to GPUs that cannot be used, for this value of --device: refuse, or say that the activity uses CPUs.
+
+    Raises:
+        UsageError: if it must use GPUs.
     """
     if device == "gpu":
         raise UsageError(f"--device gpu: {problem}, or use --device cpu.")
     if is_announced:
-        print(f"NOTE: {problem}. Training on CPUs.", flush=True)
+        print(f"NOTE: {problem}. {activity} on CPUs.", flush=True)
 
 
 def runs_code_for(capability: tuple[int, int], architectures: Sequence[str]) -> bool:

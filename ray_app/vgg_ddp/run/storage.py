@@ -1,11 +1,13 @@
 """Read and write files on a local disk or at a URI such as s3://bucket/prefix, through pyarrow's filesystems."""
 
 import contextlib
+import errno
 import os
 import posixpath
 import re
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyarrow import fs
@@ -14,6 +16,8 @@ from vgg_ddp.compat.pyarrow_s3 import with_patience
 
 # In seconds. pyarrow retries requests to S3, except those that read an object's content.
 READ_RETRY_DELAYS = (0.5, 2.0, 5.0)
+# The errors of os.link on a filesystem without hard links, such as FAT.
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def absolute(location: str) -> str:
@@ -105,18 +109,48 @@ class Folder:
             with self.filesystem.open_output_stream(target) as stream:
                 stream.write(content)
             return
+        with self._temporary_file(name, content) as temporary:
+            os.replace(temporary, target)
+
+    def create(self, name: str, content: bytes | memoryview) -> None:
+        """Write a file that does not exist yet, atomically.
+
+        Raises:
+            FileExistsError: if it exists. An object store may not notice one that appears during the upload.
+            OSError: if the folder cannot be written.
+        """
+        target = (self / name).path
+        if not self.is_local:
+            self._require_missing(name)
+            self.write(name, content)
+            return
+        with self._temporary_file(name, content) as temporary:
+            try:
+                os.link(temporary, target)
+            except OSError as error:
+                if error.errno not in NO_HARD_LINKS:
+                    raise
+                self._require_missing(name)
+                os.replace(temporary, target)
+
+    def _require_missing(self, name: str) -> None:
+        if self.exists(name):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), (self / name).path)
+
+    @contextlib.contextmanager
+    def _temporary_file(self, name: str, content: bytes | memoryview) -> Iterator[str]:
+        """The path of a new file with this content, next to the file `name`; deleted afterwards, if it still exists."""
         os.makedirs(self.path, exist_ok=True)
-        temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary = f"{(self / name).path}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             with open(temporary, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
+            yield temporary
+        finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
-            raise
 
     def overwrite(self, name: str, content: bytes) -> None:
         """Overwrite a file in place, for readers that keep it open; a crash may leave it truncated.

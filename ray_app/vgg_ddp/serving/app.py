@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from vgg_ddp.compat.ray_serve import listen_on_loopback
 from vgg_ddp.compat.ray_variables import LOOPBACK_ONLY
+from vgg_ddp.machine.gpus import can_use_gpus
 from vgg_ddp.serving.config import MAX_BATCH
 from vgg_ddp.serving.contract import (
     MAX_BYTES,
@@ -31,8 +32,8 @@ from vgg_ddp.serving.contract import (
     decode_request,
     encode_response,
 )
-from vgg_ddp.serving.network import classify, load_network, resize
-from vgg_ddp.weights.model_bytes import read_model
+from vgg_ddp.serving.network import Network, classify, load_network, resize
+from vgg_ddp.weights.model_bytes import not_ours, read_model
 
 NAME = "vgg-ddp"
 # Requests that a replica accepts at the same time, at least.
@@ -51,17 +52,18 @@ class Arguments(BaseModel, extra="forbid"):
     model: str
     """Run folder or .safetensors file; a path that exists on every machine, or a URI (s3://...)."""
     max_batch: int = MAX_BATCH
-    """Most images in a batch."""
+    """Maximum number of images in a batch."""
 
 
-class Classifier:
-    """A replica: decodes requests in several threads, and classifies batches of their images in another one."""
+class Replica:
+    """Decodes requests in several threads, and classifies batches of their images in another one."""
 
-    def __init__(self, model: str, max_batch: int) -> None:
+    def __init__(self, model: str, max_batch: int, device: str) -> None:
         if LOOPBACK_ONLY.items() <= os.environ.items():
             listen_on_loopback()
-        device = torch.device("cuda" if ray.get_runtime_context().get_accelerator_ids()["GPU"] else "cpu")
-        self._network = load_network(read_model(model), device)
+        has_gpu = bool(ray.get_runtime_context().get_accelerator_ids()["GPU"])
+        use_gpu = has_gpu and can_use_gpus(device, 1, "Serving")
+        self._network = load_model(model, torch.device("cuda" if use_gpu else "cpu"))
         # The same thread for all batches: each thread that uses torch has OpenMP threads of its own.
         self._thread = ThreadPoolExecutor(1, "network")
         self._classify_together.set_max_batch_size(max_batch)
@@ -120,6 +122,19 @@ class Classifier:
             raise RuntimeError("the model's probabilities are not finite")
 
 
+def load_model(location: str, device: torch.device) -> Network:
+    """Load the model of a run folder, or a .safetensors file, on disk or at a URI.
+
+    Raises:
+        UsageError: if there is none, or it cannot be loaded.
+    """
+    content = read_model(location)
+    try:
+        return load_network(content, device)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise not_ours(location, error) from error
+
+
 async def read_body(request: Request) -> bytes:
     """The body of a request.
 
@@ -137,12 +152,15 @@ async def read_body(request: Request) -> bytes:
 
 
 def build(arguments: Arguments) -> serve.Application:
-    """The application, for a Serve config file, which may change the options of its deployment, `Classifier`."""
-    return application(arguments.model, arguments.max_batch)
+    """The application, for a Serve config file, which may change the options of its deployment, `Replica`."""
+    return application(arguments.model, arguments.max_batch, "auto")
 
 
-def application(model: str, max_batch: int, **options: Any) -> serve.Application:
-    """The application, with options of Ray Serve for its deployment."""
+def application(model: str, max_batch: int, device: str, **options: Any) -> serve.Application:
+    """The application, with options of Ray Serve for its deployment.
+
+    With `device` auto, replicas that cannot use their GPU fall back to the CPU; with gpu, they fail.
+    """
     deployment = serve.deployment(
         # One batch is classified while the next one arrives.
         max_ongoing_requests=max(2 * max_batch, MIN_ONGOING_REQUESTS),
@@ -152,4 +170,4 @@ def application(model: str, max_batch: int, **options: Any) -> serve.Application
         health_check_period_s=HEALTH_CHECK_SECONDS,
         **options,
     )
-    return deployment(Classifier).bind(model, max_batch)
+    return deployment(Replica).bind(model, max_batch, device)

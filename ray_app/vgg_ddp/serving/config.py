@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from vgg_ddp.flags import UsageError, refuse_password
 
 MAX_PORT = 65535
-# Most images of several requests that are classified at once.
+# Maximum number of images, of several requests, that are classified at once.
 MAX_BATCH = 32
 
 

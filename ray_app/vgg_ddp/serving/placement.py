@@ -42,15 +42,14 @@ def _choose_gpus(config: ServeConfig, gpus: int, own_cluster: bool) -> bool:
         return False
     if gpus < config.replicas:
         problem = f"Ray sees {gpus} GPU{'s'[: gpus != 1]} for {config.replicas} replica{'s'[: config.replicas != 1]}"
-    elif own_cluster:
-        from vgg_ddp.machine.gpus import find_gpus
-
-        problem = find_gpus(config.replicas).problem or ""
-    else:
+        if config.device == "gpu":
+            raise UsageError(f"--device gpu: {problem}; use fewer --replicas, or --device cpu.")
+        if gpus:
+            print(f"NOTE: {problem}. Serving on CPUs.", flush=True)
+        return False
+    if not own_cluster:
         # The replicas of another cluster check for themselves.
-        problem = ""
-    if problem and config.device == "gpu":
-        raise UsageError(f"--device gpu: {problem}; use fewer --replicas, or --device cpu.")
-    if problem and gpus:
-        print(f"NOTE: {problem}. Serving on CPUs.", flush=True)
-    return not problem
+        return True
+    from vgg_ddp.machine.gpus import can_use_gpus
+
+    return can_use_gpus(config.device, config.replicas, "Serving")

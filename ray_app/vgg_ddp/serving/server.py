@@ -86,7 +86,9 @@ def _serve(config: ServeConfig, own_cluster: bool) -> int:
     if not own_cluster:
         _require_idle_serve()
         require_free_port_on_head(config.host, config.port)
-    app = application(absolute(config.model), config.max_batch, num_replicas=config.replicas, ray_actor_options=options)
+    app = application(
+        absolute(config.model), config.max_batch, config.device, num_replicas=config.replicas, ray_actor_options=options
+    )
     print(f"Replicas:  {config.replicas} on {'GPU' if options['num_gpus'] else 'CPU'}, starting", flush=True)
     try:
         serve.start(
@@ -130,8 +132,11 @@ def _end(name: str, own_cluster: bool) -> None:
 
     # If the cluster is gone, so is the application.
     with contextlib.suppress(RayError):
-        if name in serve.status().applications:
-            serve.delete(name)
+        try:
+            if name in serve.status().applications:
+                serve.delete(name)
+        except TimeoutError as error:
+            print(f"NOTE: the application has not ended: {reason(error)}", file=sys.stderr, flush=True)
         if not own_cluster and not serve.status().applications:
             _shut_down_serve()
 

@@ -9,7 +9,7 @@ from vgg_ddp.run.files import MODEL_FILE
 from vgg_ddp.run.storage import Folder
 
 METADATA_KEY = "vgg_ddp"
-LONGEST_REASON = 300
+MAX_REASON = 300
 
 
 def read_model(location: str) -> bytes:
@@ -53,5 +53,5 @@ def read_description(content: bytes, location: str) -> dict[str, Any]:
 
 def not_ours(location: str, error: Exception) -> UsageError:
     """The error for a file that is no model of this program, or is damaged."""
-    reason = " ".join(str(error).split())[:LONGEST_REASON]
+    reason = " ".join(str(error).split())[:MAX_REASON]
     return UsageError(f"{location} cannot be loaded as a model of this program ({reason}).")

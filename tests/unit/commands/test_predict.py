@@ -172,6 +172,7 @@ def test_files_data_and_images_exclude_each_other(refusal: Callable[..., str], m
         (("--images", "folder", "--output", "x.parquet", "--num-workers", 0), "--num-workers 0: expected a positive"),
         (("--images", "s3://key:secret@b/x", "--output", "x.parquet"), "--images: the URI contains a password"),
         (("--images", "folder", "--output", "s3://key:secret@b/x.parquet"), "--output: the URI contains a password"),
+        (("--images", "folder", "--output", "x.parquet", "--address", "head"), "--address head: expected HOST:PORT"),
         (("--images", "folder", "--output", "x.csv"), "--output x.csv: expected the name of a .parquet file"),
     ],
 )
@@ -205,6 +206,13 @@ def test_images_that_cannot_be_found_are_refused(
     assert "--image-column pixels: --images" in refused_images(tmp_path, "--image-column", "pixels")
 
 
+def test_folder_of_the_output_is_not_created_for_images_that_are_refused(
+    refused_images: Callable[..., str], tmp_path: Path
+) -> None:
+    assert "does not exist" in refused_images(tmp_path / "none", "--output", tmp_path / "new" / "y.parquet")
+    assert not (tmp_path / "new").exists()
+
+
 def test_parquet_files_without_images_are_refused(
     refused_images: Callable[..., str], tmp_path: Path, make_parquet: Callable[..., Path], random_pixels: Pixels
 ) -> None:
@@ -236,7 +244,10 @@ def test_output_that_exists_or_cannot_be_written_is_refused(
     images = ("--images", tmp_path)
     assert f"--output {old} exists already" in refusal(model_folder, *images, "--output", old)
     assert old.read_bytes() == b"old"
-    assert f"--output {blocked} cannot be written" in refusal(model_folder, *images, "--output", blocked)
+    old.unlink()
+    assert f"--output {blocked} cannot be written: Not a directory." in refusal(
+        model_folder, *images, "--output", blocked
+    )
 
 
 def test_invalid_top_is_refused(refusal: Callable[..., str], model_folder: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import fs
 
 from vgg_ddp.data.columns import ColumnNames
 from vgg_ddp.flags import UsageError
@@ -97,6 +99,7 @@ def test_machine_without_the_folder_refuses_to_read(tmp_path: Path) -> None:
 
 def test_output_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     output = Output.at(str(tmp_path / "new" / "predictions.parquet"))
+    output.require_writable()
     row = {"path": "a", "row": None, "class": "ant", "probability": 1.0, "probabilities": [1.0, 0.0], "error": None}
 
     def tables(fails: bool) -> Iterator[pa.Table]:
@@ -113,3 +116,28 @@ def test_output_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     written = pq.read_table(tmp_path / "new" / "predictions.parquet")
     assert written.to_pylist() == [row] * 18_000
     assert json.loads(written.schema.metadata[b"classes"]) == ["ant", "bee"]
+
+
+@pytest.mark.parametrize("is_local", [True, False])
+def test_file_that_appeared_meanwhile_is_not_overwritten(tmp_path: Path, is_local: bool) -> None:
+    output = Output.at(str(tmp_path / "predictions.parquet"))
+    if not is_local:
+        # Any other filesystem than that of the disk.
+        output = replace(output, folder=Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), ""))
+
+    def tables() -> Iterator[pa.Table]:
+        yield SCHEMA.empty_table()
+        (tmp_path / "predictions.parquet").write_text("of another process")
+
+    with pytest.raises(UsageError, match=r"predictions.parquet exists already: name another file, or delete it\."):
+        output.write(tables(), CLASSES)
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.parquet"]
+    assert (tmp_path / "predictions.parquet").read_text() == "of another process"
+
+
+def test_folder_that_cannot_be_written_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for location in (tmp_path / "file" / "a.parquet", tmp_path / "file" / "b" / "a.parquet"):
+        with pytest.raises(UsageError) as caught:
+            Output.at(str(location)).require_writable()
+        assert str(caught.value) == f"--output {location} cannot be written: Not a directory."

@@ -1,5 +1,6 @@
-"""CPUs and GPUs of replicas, by what a cluster has."""
+"""CPUs and GPUs of replicas, by what a cluster has; and their models."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,3 +64,19 @@ def test_missing_gpus_and_cpus_are_refused(place: Any) -> None:
         place([{"CPU": 4.0}], device="gpu")
     with pytest.raises(UsageError, match=r"--replicas 1: Ray sees no CPUs for them \(ray status\)"):
         place([{"CPU": 0.0}])
+
+
+# Ray Serve's own.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_damaged_model_is_refused_by_a_replica_in_one_line(model_folder: Path, tmp_path: Path) -> None:
+    # Slow to import.
+    import torch
+
+    from vgg_ddp.serving.app import load_model
+
+    content = (model_folder / "model.safetensors").read_bytes()
+    for damaged in (content[:-1000], content[:100], b"", content.replace(b"vgg_ddp", b"another")):
+        (tmp_path / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(UsageError, match="cannot be loaded as a model of this program") as caught:
+            load_model(str(tmp_path), torch.device("cpu"))
+        assert "\n" not in str(caught.value)
