@@ -23,7 +23,7 @@ FILES = ("requirements-train.txt", "requirements.txt", "requirements-dev.txt")
 # Modules whose distribution has another name, or is installed with a required one.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "ray"}
 # Imported only for --mlflow and serve.py, which check first that they are installed. _typeshed is for type checkers.
-OPTIONAL = {"mlflow", "botocore", "sqlalchemy", "pydantic", "starlette", "_typeshed"}
+OPTIONAL = {"optuna", "mlflow", "botocore", "sqlalchemy", "pydantic", "starlette", "_typeshed"}
 
 
 def lines(name: str) -> list[str]:
