@@ -17,7 +17,7 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from vgg_ddp.compat.ray_data import add_idle_backoff, silence_progress_warning
 from vgg_ddp.flags import UsageError
-from vgg_ddp.inference.image_set import ImageSet
+from vgg_ddp.inference.image_set import ImageSet, images_per_chunk
 from vgg_ddp.inference.predictor import Predictor, ReadingPredictor
 from vgg_ddp.inference.reading import Batch, Reader
 
@@ -78,7 +78,6 @@ def classify(
     reader = Reader(images.folder, images.columns, image_size)
     predictor = (ray.put(model), location, workers.device if workers.use_gpu else "cpu", tta)
     pool: dict[str, Any] = {
-        "batch_size": None,
         "compute": ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
         "num_gpus" if workers.use_gpu else "num_cpus": 1,
     }
@@ -88,10 +87,11 @@ def classify(
     )
     if workers.use_gpu:
         decoded = chunks.map_batches(_decode, batch_size=1, fn_kwargs={"reader": reader})
-        rows = decoded.map_batches(Predictor, fn_constructor_args=predictor, **pool)
+        size = images_per_chunk(image_size)
+        rows = decoded.map_batches(Predictor, batch_size=size, fn_constructor_args=predictor, **pool)
     else:
-        pool["batch_size"] = 1
-        rows = chunks.map_batches(ReadingPredictor, fn_constructor_args=(reader, *predictor), **pool)
+        arguments = (reader, *predictor)
+        rows = chunks.map_batches(ReadingPredictor, batch_size=1, fn_constructor_args=arguments, **pool)
     yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
