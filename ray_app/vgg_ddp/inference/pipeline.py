@@ -13,13 +13,14 @@ from typing import Any
 import pyarrow as pa
 import ray
 import ray.data
+from pyarrow import compute
 from ray.data import ActorPoolStrategy, DataContext
 
 from vgg_ddp.compat.ray_data import add_idle_backoff, silence_progress_warning
 from vgg_ddp.flags import UsageError
 from vgg_ddp.inference.image_set import ImageSet, images_per_chunk
 from vgg_ddp.inference.predictor import Predictor, ReadingPredictor
-from vgg_ddp.inference.reading import Batch, Reader
+from vgg_ddp.inference.reading import REFUSED, Batch, Reader
 
 # Actors that may die while they start, as on a machine that is taken away.
 MAX_FAILED_STARTS = 3
@@ -92,7 +93,11 @@ def classify(
     else:
         arguments = (reader, *predictor)
         rows = chunks.map_batches(ReadingPredictor, batch_size=1, fn_constructor_args=arguments, **pool)
-    yield from rows.iter_batches(batch_size=None, batch_format="pyarrow")
+    for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+        refused = table.filter(compute.equal(table["row"], REFUSED))
+        if len(refused):
+            raise UsageError(refused["error"][0].as_py())
+        yield table
 
 
 def _decode(batch: dict[str, Any], reader: Reader) -> Iterator[Batch]:
@@ -102,7 +107,6 @@ def _decode(batch: dict[str, Any], reader: Reader) -> Iterator[Batch]:
 def _set_up_ray_data() -> None:
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
-    context.raise_original_map_exception = True
     context.max_consecutive_actor_init_deaths = MAX_FAILED_STARTS
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -11,7 +11,7 @@ import ray
 
 from vgg_ddp.flags import UsageError
 from vgg_ddp.inference.output import SCHEMA
-from vgg_ddp.inference.reading import NO_ROW, Batch, Reader
+from vgg_ddp.inference.reading import NO_ROW, REFUSED, Batch, Reader
 
 if TYPE_CHECKING:
     from vgg_ddp.weights.model_file import Classifier
@@ -39,12 +39,12 @@ class Predictor:
             use_gpu = device != "cpu" and can_use_gpus(device, 1, "Classifying")
             self._classifier = build_classifier(ray.get(model), location, "cuda" if use_gpu else "cpu")
         except UsageError as error:
-            # Raised by the calls, because Ray Data would start an actor that fails here again and again.
+            # The calls return it, because Ray Data would start an actor that fails here again and again.
             self._classifier = error
 
     def __call__(self, batch: Batch) -> pa.Table:
         if isinstance(self._classifier, UsageError):
-            raise self._classifier
+            return pa.Table.from_pylist([{"row": REFUSED, "error": str(self._classifier)}], SCHEMA)
         return to_table(batch, self._classifier, self._tta)
 
 

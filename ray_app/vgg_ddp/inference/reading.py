@@ -19,10 +19,12 @@ from vgg_ddp.inference.image_set import Chunk, FileChunk, RowChunk, images_per_c
 from vgg_ddp.run.notes import reason
 from vgg_ddp.run.storage import Folder
 
-NO_ROW = -1
+# Instead of a row's number: the image is a file; the job must end, and the error says why. Not an exception, for which
+# Ray Data prints pages of traceback.
+NO_ROW, REFUSED = -1, -2
 Batch = dict[str, npt.NDArray[np.generic]]
 """Images of a chunk: image, uint8 (n, image_size, image_size, 3); path, str (n,); row, int64 (n,), in a Parquet file,
-else `NO_ROW`; error, str (n,): empty, or why the image is black."""
+`NO_ROW`, or `REFUSED`; error, str (n,): empty, or why the image is black."""
 Encoded = bytes | Exception
 
 
@@ -37,15 +39,26 @@ class Reader:
     def read(self, chunk: Chunk) -> Iterator[Batch]:
         """Decode a chunk, in batches of at most `images_per_chunk`.
 
-        Raises:
-            UsageError: if this machine cannot see the folder, or a Parquet file cannot be read.
+        Ends with a batch that is `REFUSED` if this machine cannot see the folder, or a Parquet file cannot be read.
         """
+        try:
+            self._require_folder()
+            yield from self._read_files(chunk) if isinstance(chunk, FileChunk) else self._read_rows(chunk)
+        except UsageError as error:
+            image = np.zeros((1, self.image_size, self.image_size, 3), np.uint8)
+            yield {
+                "image": image,
+                "path": np.array([""]),
+                "row": np.array([REFUSED]),
+                "error": np.array([str(error)]),
+            }
+
+    def _require_folder(self) -> None:
         if self.folder.is_local and not os.path.isdir(self.folder.path):
             raise UsageError(
                 f"the folder {self.folder} of the images is not on {socket.gethostname()}: use a folder that all "
                 "machines share, or a URI such as s3://bucket/images."
             )
-        return self._read_files(chunk) if isinstance(chunk, FileChunk) else self._read_rows(chunk)
 
     def _read_files(self, chunk: FileChunk) -> Iterator[Batch]:
         files = chunk.files

@@ -14,10 +14,9 @@ import pytest
 from pyarrow import fs
 
 from vgg_ddp.data.columns import ColumnNames
-from vgg_ddp.flags import UsageError
 from vgg_ddp.inference.image_set import FileChunk, RowChunk, find_images
 from vgg_ddp.inference.output import SCHEMA, Output
-from vgg_ddp.inference.reading import Reader
+from vgg_ddp.inference.reading import REFUSED, Reader
 from vgg_ddp.run.storage import Folder
 
 CLASSES = ("ant", "bee")
@@ -92,9 +91,12 @@ def test_files_that_cannot_be_read_have_a_reason_and_the_others_their_pixels(
     assert not batch["image"][1:5].any()
 
 
-def test_machine_without_the_folder_refuses_to_read(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"of the images is not on .*: use a folder that all machines share"):
-        list(reader(tmp_path / "none").read(FileChunk(("a.png",))))
+def test_machine_without_the_folder_and_damaged_parquet_file_end_the_job(tmp_path: Path) -> None:
+    (batch,) = reader(tmp_path / "none").read(FileChunk(("a.png",)))
+    assert batch["row"] == [REFUSED] and "use a folder that all machines share" in batch["error"][0]
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    (batch,) = reader(tmp_path).read(RowChunk("a.parquet", 0, 0, 1))
+    assert batch["row"] == [REFUSED] and "a.parquet cannot be read as Parquet" in batch["error"][0]
 
 
 def test_output_appears_only_when_it_is_complete(tmp_path: Path) -> None:
