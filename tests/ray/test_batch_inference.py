@@ -251,7 +251,7 @@ def test_interrupted_command_leaves_no_output_and_no_processes(
         wait_until(lambda: bool(busy_actors([psutil.Process(pid) for pid in marked_processes(tmp_path.name)])))
         process.send_signal(number)
         code = process.wait()
-        wait_until(lambda: not marked_processes(tmp_path.name), seconds=60)
+        wait_until(lambda: not marked_processes(tmp_path.name))
     assert code == (130 if number == signal.SIGINT else -signal.SIGKILL)
     assert (log.read_text().splitlines()[-1] == "Stopped by SIGINT: nothing was written.") == (number == signal.SIGINT)
     assert list(output.parent.iterdir()) == []

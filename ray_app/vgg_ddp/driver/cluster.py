@@ -90,6 +90,10 @@ def _require_package() -> None:
     Raises:
         UsageError: if they cannot.
     """
+    context = ray.get_runtime_context()
+    if context.get_actor_id() or context.get_task_id():
+        # This process is a worker itself.
+        return
 
     # Ray pickles a nested function by value.
     def can_import() -> bool:

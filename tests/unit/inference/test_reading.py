@@ -14,6 +14,7 @@ import pytest
 from pyarrow import fs
 
 from vgg_ddp.data.columns import ColumnNames
+from vgg_ddp.flags import UsageError
 from vgg_ddp.inference.image_set import FileChunk, RowChunk, find_images
 from vgg_ddp.inference.output import SCHEMA, Output
 from vgg_ddp.inference.reading import REFUSED, Reader
