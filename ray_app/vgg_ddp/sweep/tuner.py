@@ -35,7 +35,9 @@ def run_trials(sweep: Sweep, settings: TrainConfig, trials: Trials, progress: Pr
     remaining = sum(trial.is_waiting for trial in trials.all) + sweep.num_new(trials)
     sampler = None
     if sweep.config.search == "optuna":
-        sampler = optuna_sampler(sweep.space, sweep.config.seed, sweep.config.verbose)
+        # With the same seed, a sweep that is resumed would start with the same suggestions.
+        seed = sweep.config.seed + len(trials.all)
+        sampler = optuna_sampler(sweep.space, seed, sweep.config.verbose)
     # Tune's own records are not needed afterwards: a sweep resumes from trials.csv and the run folders.
     with tempfile.TemporaryDirectory(prefix="vgg-sweep-", ignore_cleanup_errors=True) as folder:
         tune.Tuner(
