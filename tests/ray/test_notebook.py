@@ -10,6 +10,7 @@ from nbclient import NotebookClient
 from support.command import PATIENCE, ROOT
 
 
+@pytest.mark.slow
 def test_quick_start_notebook_trains_plots_predicts_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

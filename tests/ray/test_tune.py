@@ -54,6 +54,7 @@ def predict(colors: Path, run: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_sweep_is_resumed_to_its_end(tmp_path: Path, colors: Path) -> None:
     flags = ["--search", "grid", "--run-name", "s", "--data", colors, "--epochs", 2, "--recipe", "classic"]
     flags += ["--validation-fraction", 0.2]
@@ -82,12 +83,13 @@ def test_killed_and_interrupted_sweep_is_resumed_to_its_end(tmp_path: Path, colo
     assert "Traceback" not in output
     done = [trial.name for trial in saved_trials(sweep).all if trial.state in DONE]
 
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    # Each of the other trials starts several processes.
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=2 * PATIENCE)
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
     table, _, summary = result.stdout.partition("\nFinished s: ")
     assert not [name for name in done if name in table]
-    epochs = re.findall(r"^(s-\d+) +running +(\d/3)", table, re.MULTILINE)
+    epochs = re.findall(r"^(s-\d+) +running +(\d/2)", table, re.MULTILINE)
     assert len(epochs) == len(set(epochs)), table
     trials = saved_trials(sweep)
     assert len(trials.all) == 8
