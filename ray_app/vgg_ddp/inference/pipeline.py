@@ -80,7 +80,8 @@ def classify(
     predictor = (ray.put(model), location, workers.device if workers.use_gpu else "cpu", tta)
     pool: dict[str, Any] = {
         "compute": ActorPoolStrategy(size=workers.count, max_tasks_in_flight_per_actor=2),
-        "num_gpus" if workers.use_gpu else "num_cpus": 1,
+        # By default, actors with GPUs would also take CPUs, and tasks that decode might never get one.
+        **({"num_gpus": 1, "num_cpus": 0} if workers.use_gpu else {"num_cpus": 1}),
     }
     # Pickled, because Arrow has neither a type for them nor for file names that are not UTF-8.
     chunks = ray.data.from_items(
