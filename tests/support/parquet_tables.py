@@ -8,12 +8,25 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
+
+from support.command import SAMPLE
 
 CLASSES = ("ant", "bee", "cow", "dog")
 TRAIN, TEST = 8, 4
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 Files = dict[str, pa.Table]
+
+
+def write_sample_in_row_groups(folder: Path, *files: tuple[int, int]) -> Path:
+    """Write training images of the sample to files of so many rows, in row groups of so many, and 30 test images."""
+    train, first = pq.read_table(SAMPLE / "train.parquet"), 0
+    for index, (rows, row_group_size) in enumerate(files):
+        pq.write_table(train.slice(first, rows), folder / f"train-{index}.parquet", row_group_size=row_group_size)
+        first += rows
+    pq.write_table(pq.read_table(SAMPLE / "test.parquet").slice(0, 30), folder / "test.parquet")
+    return folder
 
 
 @cache

@@ -28,6 +28,27 @@ def start_coordinator() -> None:
         log_fallback(f"{COORDINATOR}.get_or_create_autoscaling_coordinator", "runs start some seconds later")
 
 
+def set_up_context(verbose: bool) -> Any:
+    """Make Ray Data keep the order of rows, poll with `IdleBackoff`, and, unless `verbose`, print nothing.
+
+    Returns:
+        The `ray.data.DataContext` of this process.
+    """
+    # Imported here, because runs that do not stream need only `start_coordinator`, as early as possible.
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.execution_options.preserve_order = True
+    add_idle_backoff(context)
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    if not verbose:
+        # Otherwise, Ray Data logs each execution.
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        silence_progress_warning()
+    return context
+
+
 def add_idle_backoff(context: Any) -> None:
     """Add `IdleBackoff` to the executions of a `ray.data.DataContext`."""
     try:

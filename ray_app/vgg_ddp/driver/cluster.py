@@ -140,6 +140,16 @@ def largest_cluster(cluster_file: Path) -> list[Resources]:
     return sorted(nodes, key=lambda node: -node.get("GPU", 0))[: cluster.get("max_workers")]
 
 
+def alive_nodes() -> list[Resources]:
+    """The resources of the nodes that the cluster has now."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def possible_nodes(own_cluster: bool) -> list[Resources]:
+    """The resources of the nodes that an autoscaler may bring the cluster to, from its head node's file."""
+    return [] if own_cluster else largest_cluster(Path(os.path.expanduser(CLUSTER_FILE)))
+
+
 def largest_share(nodes: Sequence[Resources], workers: int, use_gpu: bool, part_of_cpus: float = 1.0) -> float:
     """The largest share of a CPU, up to one, that every worker can have, on the node of its GPU.
 
@@ -178,10 +188,7 @@ def place_workers(config: TrainConfig, own_cluster: bool = False) -> Placement:
         UsageError: if --device gpu needs more GPUs than the cluster has, if there are no CPUs, or if the other settings
             do not fit the number of workers.
     """
-    present, possible = (
-        ray.cluster_resources(),
-        [] if own_cluster else largest_cluster(Path(os.path.expanduser(CLUSTER_FILE))),
-    )
+    present, possible = ray.cluster_resources(), possible_nodes(own_cluster)
     cpus, gpus = (max(present.get(kind, 0.0), _total(possible, kind)) for kind in ("CPU", "GPU"))
     use_gpu = _choose_gpus(config, int(gpus), own_cluster)
     if not use_gpu and not cpus:
@@ -191,9 +198,8 @@ def place_workers(config: TrainConfig, own_cluster: bool = False) -> Placement:
         )
     num_workers = int(gpus) if use_gpu and config.num_workers is None else config.workers_on_cpus
     config = config.with_workers(num_workers)
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     kind = "GPU" if use_gpu else "CPU"
-    nodes = max(alive, possible, key=lambda nodes: _total(nodes, kind))
+    nodes = max(alive_nodes(), possible, key=lambda nodes: _total(nodes, kind))
     per_worker = {"CPU": cpus_of_worker(config, nodes, use_gpu)} | ({"GPU": 1.0} if use_gpu else {})
     return Placement(num_workers, per_worker, use_gpu)
 

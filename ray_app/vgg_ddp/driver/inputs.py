@@ -1,5 +1,6 @@
 """Load the images and initial weights of a run; choose whether images are decoded before or during training."""
 
+from dataclasses import replace
 from typing import Literal
 
 from vgg_ddp.config import TrainConfig
@@ -12,7 +13,7 @@ from vgg_ddp.flags import UsageError
 from vgg_ddp.job import Inputs
 from vgg_ddp.machine import torchrun
 from vgg_ddp.machine.limits import available_memory_bytes
-from vgg_ddp.run.runs import Run
+from vgg_ddp.run.runs import Run, Settings
 from vgg_ddp.weights.pretrained import read_pretrained
 
 Ingest = Literal["memory", "stream"]
@@ -53,6 +54,19 @@ def choose_ingest(config: TrainConfig, source: Source) -> Ingest:
             f"memory, but this machine has {left / 1e9:,.1f} GB available: use {', or '.join(ways)}."
         )
     return "memory"
+
+
+def settle_data(config: Settings, source: Source) -> Settings:
+    """The settings without `auto` for the data and its ingest, so that a resume uses the same.
+
+    Raises:
+        UsageError: as `choose_ingest`.
+    """
+    data = config.data
+    if data == "auto":
+        data = "cifar10" if source.kind == "cifar10" else "sample"
+    config = replace(config, data=data)
+    return replace(config, ingest=choose_ingest(config, source))
 
 
 def load(run: Run, source: Source) -> Inputs:

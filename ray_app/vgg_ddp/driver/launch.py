@@ -15,7 +15,7 @@ from vgg_ddp.driver import ray_environment
 from vgg_ddp.driver.attempt import Attempt, announce, with_batch_size
 from vgg_ddp.driver.background import in_background
 from vgg_ddp.driver.conclude import conclude, finished_before, interrupted, of_outcome
-from vgg_ddp.driver.inputs import choose_ingest, load
+from vgg_ddp.driver.inputs import load, settle_data
 from vgg_ddp.flags import UsageError
 from vgg_ddp.job import Outcome
 from vgg_ddp.machine import torchrun
@@ -59,11 +59,7 @@ def launch(
         return finished_before(run)
     phases = {"command": started_at, "flags read": time.time()}
     source = _find_data(run)
-    if run.config.data == "auto":
-        # Decided now, so that a resume uses the same data.
-        run = replace(run, config=replace(run.config, data="cifar10" if source.kind == "cifar10" else "sample"))
-    ingest = choose_ingest(run.config, source)
-    run = replace(run, config=replace(run.config, ingest=ingest))
+    run = replace(run, config=settle_data(run.config, source))
     require_mlflow(run.config.mlflow)
     require_writable(run)
     with locked(run):
@@ -71,7 +67,8 @@ def launch(
         attempt = Attempt(run, in_background(lambda: load(run, source)), phases, callbacks, show_bar)
         if run.config.num_workers == 0:
             return _train_in_this_process(attempt)
-        address = ray_environment.prepare(run.config.address, ingest == "stream", run.config.min_workers is not None)
+        is_streamed, is_elastic = run.config.ingest == "stream", run.config.min_workers is not None
+        address = ray_environment.prepare(run.config.address, is_streamed, is_elastic)
         from vgg_ddp.driver.on_cluster import train_on_cluster
 
         return train_on_cluster(attempt, address)
@@ -106,8 +103,8 @@ def _train_in_this_process(attempt: Attempt) -> RunResult:
         try:
             outcome = train_locally(replace(attempt, run=run), inputs, use_gpu)
         except KeyboardInterrupt:
-            outcome = Outcome("stopped", signal_number=signal.SIGINT)
             # Only rank 0 reliably knows the name of the run.
             if is_first:
                 return interrupted(run, InterruptedRunError(signal.SIGINT))
+            outcome = Outcome("stopped", signal_number=signal.SIGINT)
         return conclude(run, outcome) if is_first else of_outcome(run, outcome, [])

@@ -5,7 +5,6 @@ anywhere in the cluster. Ray Data's streaming_split does not work here: its orde
 it cannot start in the middle of an epoch, so a resumed run would get some images twice and others never.
 """
 
-import logging
 from collections.abc import Iterator
 from itertools import islice
 
@@ -13,10 +12,10 @@ import numpy as np
 import ray
 import ray.data
 import torch
-from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from ray.data import ExecutionResources, TaskPoolStrategy
 from torch import Tensor
 
-from vgg_ddp.compat.ray_data import add_idle_backoff, silence_progress_warning
+from vgg_ddp.compat.ray_data import set_up_context
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.streamed_dataset import Batch, RowRange, StreamedDataset, decode_rows, first_error, select_rows
 from vgg_ddp.feeds.augment import EpochPlan
@@ -142,21 +141,13 @@ def _set_up_ray_data(world_size: int, verbose: bool) -> dict[str, object]:
     Returns:
         Options for the decoding tasks.
     """
-    context = DataContext.get_current()
+    context = set_up_context(verbose)
     total = ray.cluster_resources()
     cpus = ray.available_resources().get("CPU", 0.0)
-    context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         cpu=max(DECODING_CPUS, cpus / world_size),
         object_store_memory=total.get("object_store_memory", 0.0) * STORE_SHARE / world_size,
     )
-    add_idle_backoff(context)
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    if not verbose:
-        # Otherwise, Ray Data logs each epoch.
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        silence_progress_warning()
     # With this many free CPUs in total, at least one node has room for a task. If workers hold all CPUs (an elastic
     # group that grew, or a cluster that lost a node), tasks that reserve CPUs would never start.
     nodes = sum(node["Alive"] for node in ray.nodes())

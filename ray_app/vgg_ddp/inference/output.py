@@ -64,10 +64,8 @@ class Output:
         Raises:
             UsageError: if it cannot.
         """
-        marker = f".writable-{self.name}"
         try:
-            self.folder.write(marker, b"")
-            self.folder.delete(marker)
+            self.folder.try_to_write(f".writable-{self.name}")
         except OSError as error:
             raise _cannot_be_written(self.location, error) from error
 

@@ -4,7 +4,6 @@ On CPUs, the actors decode as well: all cores are busy either way, and the image
 for that, so tasks on the CPUs of all machines decode for them.
 """
 
-import logging
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ import pyarrow as pa
 import ray
 import ray.data
 from pyarrow import compute
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 
-from vgg_ddp.compat.ray_data import add_idle_backoff, silence_progress_warning
+from vgg_ddp.compat.ray_data import set_up_context
 from vgg_ddp.flags import UsageError
 from vgg_ddp.inference.image_set import ImageSet, images_per_chunk
 from vgg_ddp.inference.predictor import Predictor, ReadingPredictor
@@ -75,7 +74,7 @@ def classify(
     Raises:
         UsageError: if a Parquet file, the folder, or the model cannot be read.
     """
-    _set_up_ray_data()
+    set_up_context(verbose=False).max_consecutive_actor_init_deaths = MAX_FAILED_STARTS
     reader = Reader(images.folder, images.columns, image_size)
     predictor = (ray.put(model), location, workers.device if workers.use_gpu else "cpu", tta)
     pool: dict[str, Any] = {
@@ -103,14 +102,3 @@ def classify(
 
 def _decode(batch: dict[str, Any], reader: Reader) -> Iterator[Batch]:
     yield from reader.read(pickle.loads(batch["item"][0]))
-
-
-def _set_up_ray_data() -> None:
-    context = DataContext.get_current()
-    context.execution_options.preserve_order = True
-    context.max_consecutive_actor_init_deaths = MAX_FAILED_STARTS
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    add_idle_backoff(context)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    silence_progress_warning()

@@ -3,13 +3,15 @@
 import getpass
 import os
 import pwd
+import signal
 import stat
 import sys
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
-from vgg_ddp.flags import UsageError
+from vgg_ddp.flags import BAD_INPUT, UsageError, print_usage_error
 from vgg_ddp.machine.stdout import OutputLostError, outlive_readers
 
 TRAIN_V2 = "RAY_TRAIN_V2_ENABLED"
@@ -37,6 +39,31 @@ def run_script(main: Callable[[], int], output_is_result: bool = False) -> NoRet
         # Python's shutdown would try to write again.
         os._exit(1)
     sys.exit(exit_code)
+
+
+def run_driver(main: Callable[[], int]) -> NoReturn:
+    """Prepare this process, call the `main` of a script that trains, and exit with its exit code.
+
+    Exits without Python's own shutdown; `main` has already shut down Ray. Python's shutdown would wait for images that
+    are still being decoded, could abort while stopping the decoding threads inside C++, and takes a second to free the
+    memory of torch and Ray.
+    """
+    prepare_process()
+    try:
+        exit_code = main()
+    except UsageError as error:
+        print_usage_error(error)
+        exit_code = BAD_INPUT
+    except KeyboardInterrupt:
+        print("\nStopped by Ctrl-C.", flush=True)
+        exit_code = 128 + signal.SIGINT
+    except Exception:
+        # Python's shutdown would print the same, but may then abort.
+        traceback.print_exc()
+        exit_code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def check_environment() -> None:

@@ -67,10 +67,15 @@ class Run:
 
     def resume_command(self) -> str:
         """The command that resumes this run from the same working directory."""
-        is_default = absolute(self.config.storage_path) == absolute(TrainConfig.storage_path)
-        storage = "" if is_default else f" --storage-path {shlex.quote(self.config.storage_path)}"
         program = torchrun.command(SCRIPT) if torchrun.is_launcher() else PROGRAM
-        return f"{program} --resume {self.name}{storage}"
+        return resume_command(program, self.name, self.config.storage_path)
+
+
+def resume_command(program: str, name: str, storage_path: str) -> str:
+    """The command of a program that resumes what has this name, from the same working directory."""
+    is_default = absolute(storage_path) == absolute(TrainConfig.storage_path)
+    storage = "" if is_default else f" --storage-path {shlex.quote(storage_path)}"
+    return f"{program} --resume {name}{storage}"
 
 
 def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
@@ -80,7 +85,7 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
         UsageError: if the run to resume does not exist, or was started with settings that conflict with the flags.
     """
     config = with_absolute_paths(config)
-    name = config.resume or config.run_name or _new_name()
+    name = config.resume or config.run_name or new_name("vgg11")
     try:
         folder = Folder.at(config.storage_path) / name
         saved = read_config(folder)
@@ -106,10 +111,7 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
     # The saved settings become the defaults of flags that are not given.
     defaults = replace(started_with, storage_path=config.storage_path, run_name=None, resume=None)
     config = with_absolute_paths(parse_flags(TrainConfig, arguments, PROGRAM, defaults))
-    # auto keeps the choice made when the run started.
-    for field in ("data", "ingest"):
-        if getattr(config, field) == "auto":
-            config = replace(config, **{field: getattr(started_with, field)})
+    config = keep_choices(config, started_with)
     # Data may have been moved: once its files are read, their digest shows whether the images are the same.
     may_move = DIGEST in read_chosen(folder)
     for field in TRAJECTORY_FIELDS:
@@ -146,9 +148,17 @@ def _expect_even_split(config: TrainConfig, name: str) -> None:
         )
 
 
-def _new_name() -> str:
-    """The date and time, plus random digits in case two runs start in the same second."""
-    return f"{time.strftime('vgg11-%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+def keep_choices(config: Settings, started_with: TrainConfig) -> Settings:
+    """The settings, in which auto is what it was when the run started."""
+    for field in ("data", "ingest"):
+        if getattr(config, field) == "auto":
+            config = replace(config, **{field: getattr(started_with, field)})
+    return config
+
+
+def new_name(prefix: str) -> str:
+    """A prefix with the date and time, plus random digits in case two runs start in the same second."""
+    return f"{prefix}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def with_absolute_paths(config: Settings) -> Settings:
@@ -174,8 +184,7 @@ def require_writable(run: Run) -> None:
     marker = f".writable-{run.name}"
     try:
         root.filesystem.create_dir(root.path, recursive=True)
-        root.write(marker, b"")
-        root.delete(marker)
+        root.try_to_write(marker)
     except OSError as error:
         raise UsageError(f"--storage-path {run.config.storage_path} cannot be written: {error}") from error
 

@@ -152,6 +152,15 @@ class Folder:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
 
+    def try_to_write(self, marker: str) -> None:
+        """Write an empty file of this name, and delete it.
+
+        Raises:
+            OSError: if the folder cannot be written.
+        """
+        self.write(marker, b"")
+        self.delete(marker)
+
     def overwrite(self, name: str, content: bytes) -> None:
         """Overwrite a file in place, for readers that keep it open; a crash may leave it truncated.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import ray
 
-from vgg_ddp.driver.cluster import largest_share
+from vgg_ddp.driver.cluster import alive_nodes, largest_share
 from vgg_ddp.flags import UsageError
 from vgg_ddp.serving.config import ServeConfig
 
@@ -16,7 +16,7 @@ def actor_options(config: ServeConfig, own_cluster: bool) -> dict[str, Any]:
     Raises:
         UsageError: if the cluster does not have enough.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = alive_nodes()
     use_gpu = _choose_gpus(config, sum(int(node.get("GPU", 0)) for node in nodes), own_cluster)
     cpus = largest_share(nodes, config.replicas, use_gpu)
     if not cpus:

@@ -1,18 +1,14 @@
 """How many trials the cluster can run at the same time."""
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
-
-import ray
 
 from vgg_ddp.driver.cluster import (
-    CLUSTER_FILE,
     SHARES,
     Placement,
     Resources,
-    largest_cluster,
+    alive_nodes,
     part_of_cpus_for_workers,
+    possible_nodes,
 )
 from vgg_ddp.flags import UsageError
 from vgg_ddp.sweep.config import SweepConfig
@@ -26,10 +22,11 @@ def trials_at_once(config: SweepConfig, placement: Placement, own_cluster: bool)
     Raises:
         UsageError: if --max-concurrent is higher.
     """
-    present = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    possible = [] if own_cluster else largest_cluster(Path(os.path.expanduser(CLUSTER_FILE)))
     part_of_cpus = part_of_cpus_for_workers(config)
-    fitting = max(count_workers(nodes, placement.resources_per_worker, part_of_cpus) for nodes in (present, possible))
+    fitting = max(
+        count_workers(nodes, placement.resources_per_worker, part_of_cpus)
+        for nodes in (alive_nodes(), possible_nodes(own_cluster))
+    )
     # One trial always fits: `place_workers` has checked that.
     most = max(1, fitting // placement.num_workers)
     if config.max_concurrent and config.max_concurrent > most:

@@ -69,6 +69,11 @@ class SweepConfig(TrainConfig):
         if self.search == "grid" and self.num_samples is not None:
             raise UsageError("--num-samples does not apply to --search grid, which tries every combination once.")
 
+    @property
+    def num_trials(self) -> int:
+        """The number of trials, except of a grid."""
+        return self.num_samples or NUM_SAMPLES
+
     def trial_settings(self) -> TrainConfig:
         """The settings that all trials share."""
         return TrainConfig.from_dict(self.to_dict() | {"run_name": None, "resume": None, "address": None})

@@ -4,12 +4,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from dataclasses import replace
 
 from vgg_ddp.data.columns import ColumnNames
 from vgg_ddp.data.source import SAMPLE_FOLDER, find_source
 from vgg_ddp.driver import ray_environment
-from vgg_ddp.driver.inputs import choose_ingest
+from vgg_ddp.driver.background import in_background
+from vgg_ddp.driver.inputs import settle_data
 from vgg_ddp.flags import UsageError
 from vgg_ddp.machine import torchrun
 from vgg_ddp.machine.environment import check_ray_settings
@@ -46,10 +48,8 @@ def launch(config: SweepConfig, arguments: Sequence[str]) -> int:
     check_ray_settings(starts_cluster=True)
     config = sweep.config
     source = find_source(config.data, config.data_dir, ColumnNames(config.image_column, config.label_column))
-    if config.data == "auto":
-        # Decided now, so that all trials use the same data.
-        config = replace(config, data="cifar10" if source.kind == "cifar10" else "sample")
-    sweep = replace(sweep, config=replace(config, ingest=choose_ingest(config, source)))
+    # Decided now, so that all trials use the same data.
+    sweep = replace(sweep, config=settle_data(config, source))
     require_mlflow(config.mlflow)
     require_writable(sweep.as_run())
     with locked(sweep.as_run()):
@@ -117,22 +117,12 @@ def call_until_signal(call: Callable[[threading.Event], object]) -> None:
     from vgg_ddp.driver.signals import InterruptedRunError, SignalWatch, stop_signals
 
     stopping = threading.Event()
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            call(stopping)
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="sweep", daemon=True)
     with SignalWatch(signal.SIGINT, *stop_signals()) as watch:
-        thread.start()
-        while thread.is_alive() and not watch.received:
-            thread.join(0.1)
+        future = in_background(lambda: call(stopping))
+        while not wait([future], 0.1).done and not watch.received:
+            pass
     if watch.received:
         stopping.set()
-        thread.join(SECONDS_TO_STOP)
+        wait([future], SECONDS_TO_STOP)
         raise InterruptedRunError(watch.received[0])
-    if errors:
-        raise errors[0]
+    future.result()

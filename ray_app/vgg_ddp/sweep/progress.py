@@ -28,7 +28,7 @@ class Progress(tune.Callback):  # type: ignore[misc]
         self._trials = trials
         self._table = table
         self._stopping = stopping
-        # How the trials ended that have said so.
+        # The final states that trials have reported.
         self._ended: dict[str, State] = {}
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,18 +2,15 @@
 
 import dataclasses
 import json
-import secrets
-import shlex
-import time
 from collections.abc import Sequence
 
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError, parse_flags
 from vgg_ddp.run.files import CONFIG_FILE, SWEEP_FILE
-from vgg_ddp.run.runs import Run, with_absolute_paths
+from vgg_ddp.run.runs import Run, keep_choices, new_name, resume_command, with_absolute_paths
 from vgg_ddp.run.storage import Folder, absolute
 from vgg_ddp.search_space import Choice, Parameter, corners, draw_points, name_of, parse_space
-from vgg_ddp.sweep.config import NUM_SAMPLES, PROGRAM, SweepConfig
+from vgg_ddp.sweep.config import PROGRAM, SweepConfig
 from vgg_ddp.sweep.trials import DONE, Trials
 
 # A grid with more combinations is taken for a mistake.
@@ -41,9 +38,7 @@ class Sweep:
 
     def resume_command(self) -> str:
         """The command that resumes this sweep from the same working directory."""
-        is_default = self.config.storage_path == absolute(TrainConfig.storage_path)
-        storage = "" if is_default else f" --storage-path {shlex.quote(self.config.storage_path)}"
-        return f"{PROGRAM} --resume {self.name}{storage}"
+        return resume_command(PROGRAM, self.name, self.config.storage_path)
 
     def save(self) -> None:
         """Write sweep.json.
@@ -65,7 +60,7 @@ class Sweep:
                 trials.add(point)
         if self.config.search != "grid":
             # --num-samples may be lower than before.
-            for trial in trials.all[self.config.num_samples or NUM_SAMPLES :]:
+            for trial in trials.all[self.config.num_trials :]:
                 trial.state = trial.state if trial.state in DONE else "skipped"
         return trials
 
@@ -73,12 +68,12 @@ class Sweep:
         """The values of all trials, which depend only on the settings."""
         if self.config.search == "grid":
             return list(corners(self.space))
-        return draw_points(self.space, self.config.num_samples or NUM_SAMPLES, self.config.seed)
+        return draw_points(self.space, self.config.num_trials, self.config.seed)
 
     def num_new(self, trials: Trials) -> int:
         """How many trials Optuna is still to suggest."""
         is_optuna = self.config.search == "optuna"
-        return max(0, (self.config.num_samples or NUM_SAMPLES) - len(trials.all)) if is_optuna else 0
+        return max(0, self.config.num_trials - len(trials.all)) if is_optuna else 0
 
 
 def open_sweep(config: SweepConfig, arguments: Sequence[str]) -> Sweep:
@@ -88,7 +83,7 @@ def open_sweep(config: SweepConfig, arguments: Sequence[str]) -> Sweep:
         UsageError: if the sweep to resume does not exist or was started with other settings, or the search space is
             invalid.
     """
-    name = config.resume or config.run_name or f"{time.strftime('sweep-%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    name = config.resume or config.run_name or new_name("sweep")
     config = _with_absolute_paths(config)
     folder, is_run = _find_folder(config, name)
     started_with = _read_settings(folder)
@@ -105,10 +100,7 @@ def open_sweep(config: SweepConfig, arguments: Sequence[str]) -> Sweep:
         )
         config = _with_absolute_paths(parse_flags(SweepConfig, arguments, PROGRAM, defaults))
         config = dataclasses.replace(config, space=config.space or started_with.space)
-        # auto keeps the choice made when the sweep started.
-        for field in ("data", "ingest"):
-            if getattr(config, field) == "auto":
-                config = dataclasses.replace(config, **{field: getattr(started_with, field)})
+        config = keep_choices(config, started_with)
         config.expect_same(started_with, name)
     if not config.space:
         raise UsageError("expected the settings to tune, as in lr=0.02:0.2 or batch-size=128,256. See --help.")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 
-from support.command import SAMPLE
+from support.parquet_tables import write_sample_in_row_groups
 from vgg_ddp.data.dataset import channel_statistics, load_dataset
 from vgg_ddp.data.source import find_source
 from vgg_ddp.data.streamed_dataset import RowGroup, RowRange, decode_rows, first_error, open_stream, select_rows
@@ -20,12 +20,7 @@ from vgg_ddp.run.storage import Folder
 @pytest.fixture(scope="module")
 def many_groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 training images of the sample in two files with several row groups, one smaller, and 30 test images."""
-    folder = tmp_path_factory.mktemp("groups")
-    train = pq.read_table(SAMPLE / "train.parquet")
-    pq.write_table(train.slice(0, 130), folder / "train-0.parquet", row_group_size=40)
-    pq.write_table(train.slice(130, 70), folder / "train-1.parquet", row_group_size=30)
-    pq.write_table(pq.read_table(SAMPLE / "test.parquet").slice(0, 30), folder / "test.parquet")
-    return folder
+    return write_sample_in_row_groups(tmp_path_factory.mktemp("groups"), (130, 40), (70, 30))
 
 
 def test_streamed_dataset_matches_the_one_in_memory(many_groups: Path) -> None:

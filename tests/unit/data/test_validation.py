@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import pytest
 
-from support.command import SAMPLE
+from support.parquet_tables import write_sample_in_row_groups
 from vgg_ddp.data.dataset import channel_statistics, load_dataset
 from vgg_ddp.data.source import find_source
 from vgg_ddp.data.streamed_dataset import RowRange, StreamedDataset, decode_rows, first_error, open_stream
@@ -72,12 +72,7 @@ def test_split_without_any_image_is_refused(sizes: list[int], fraction: float) -
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """300 training images in two files with several row groups, and 30 test images."""
-    folder = tmp_path_factory.mktemp("data")
-    train = pq.read_table(SAMPLE / "train.parquet")
-    pq.write_table(train.slice(0, 190), folder / "train-0.parquet", row_group_size=40)
-    pq.write_table(train.slice(190, 110), folder / "train-1.parquet", row_group_size=25)
-    pq.write_table(pq.read_table(SAMPLE / "test.parquet").slice(0, 30), folder / "test.parquet")
-    return folder
+    return write_sample_in_row_groups(tmp_path_factory.mktemp("data"), (190, 40), (110, 25))
 
 
 def decoded(dataset: StreamedDataset, split: str) -> dict[str, npt.NDArray[np.generic]]:
