@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import ray
+from ray.cluster_utils import Cluster
+from ray.exceptions import RayActorError
 from ray.train import Result, TrainingFailedError, UserCallback
 
 from support.command import PATIENCE, ROOT, free_port, wait_until
@@ -85,15 +87,47 @@ def test_ray_task_can_train(config: dict[str, object]) -> None:
     assert Path(result.model).is_file()
 
 
+@pytest.fixture
+def second_cluster() -> Iterator[None]:
+    """Another Ray cluster on this machine, without a dashboard."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield
+    cluster.shutdown()
+
+
+@pytest.mark.usefixtures("ray_cluster", "second_cluster")
+def test_cpus_of_a_killed_run_become_available(config: dict[str, object], tmp_path: Path) -> None:
+    class Trial:
+        def train(self) -> None:
+            from vgg_ddp import TrainConfig, train
+
+            train(TrainConfig(num_workers=1, epochs=1000, run_name="killed", **config))
+
+    wait_until(lambda: ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"])
+    trial = ray.remote(num_cpus=0)(Trial).remote()
+    ended = trial.train.remote()
+    wait_until(lambda: any(tmp_path.glob("runs/killed/metrics.csv")))
+    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"] - 1
+    ray.kill(trial)
+    with pytest.raises(RayActorError):
+        ray.get(ended)
+    wait_until(lambda: ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"], seconds=30)
+
+
 @pytest.mark.usefixtures("ray_cluster")
 def test_ctrl_c_saves_and_raises_keyboard_interrupt(config: dict[str, object], tmp_path: Path) -> None:
     def interrupt_after_the_first_epoch() -> None:
         wait_until(lambda: any(tmp_path.glob("runs/endless/metrics.csv")))
         os.kill(os.getpid(), signal.SIGINT)
 
+    # The processes of pytest-xdist ignore Ctrl-C.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt_after_the_first_epoch, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        train(TrainConfig(num_workers=1, epochs=1000, run_name="endless", **config))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(TrainConfig(num_workers=1, epochs=1000, run_name="endless", **config))
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert ray.get(ray.remote(lambda: 7).remote()) == 7
     folder = Folder.at(str(tmp_path / "runs" / "endless"))
     newest = checkpoint.newest_complete(folder)

@@ -13,6 +13,7 @@ from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from vgg_ddp.compat.fallback import log_fallback
+from vgg_ddp.compat.placement_cleaner import PlacementGroupCleaner
 from vgg_ddp.machine.gpus import VISIBLE, find_gpus
 
 logger = logging.getLogger(__name__)
@@ -25,8 +26,8 @@ class LeanTrainer(TorchTrainer):  # type: ignore[misc]
     """Ray's trainer without actors that this program does not use. If Ray's internals moved, they start as usual.
 
     One actor manages the trainer's datasets; this program passes none. Starting it takes seconds of CPU time, and
-    running it 1% of a CPU. Another actor would clean up after a dead controller. It is omitted with `own_cluster`,
-    because that cluster ends with the run.
+    running it 1% of a CPU. Another actor cleans up after a dead controller. It is omitted with `own_cluster`, because
+    that cluster ends with the run, and otherwise replaced: see `PlacementGroupCleaner`.
 
     No longer needed once Ray starts the first actor only for trainers with datasets, for which it has no setting, and
     shares the second one among runs: https://github.com/ray-project/ray/pull/65447.
@@ -34,13 +35,20 @@ class LeanTrainer(TorchTrainer):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, own_cluster: bool, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._unused = tuple(filter(None, map(_find, (DATASETS, CLEANER) if own_cluster else (DATASETS,))))
+        self._own_cluster = own_cluster
+        self._datasets, self._cleaner = _find(DATASETS), _find(CLEANER)
         if not hasattr(TorchTrainer, "_create_default_callbacks"):
             _log_slow_start("TorchTrainer._create_default_callbacks")
 
     def _create_default_callbacks(self, *arguments: Any, **options: Any) -> list[Any]:
-        callbacks = super()._create_default_callbacks(*arguments, **options)
-        return [callback for callback in callbacks if not isinstance(callback, self._unused)]
+        callbacks: list[Any] = super()._create_default_callbacks(*arguments, **options)
+        if self._datasets:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, self._datasets)]
+        if self._cleaner:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, self._cleaner)]
+            if not self._own_cluster:
+                callbacks.append(CleanerCallback())
+        return callbacks
 
 
 def _find(callback: tuple[str, str]) -> type | None:
@@ -55,6 +63,17 @@ def _find(callback: tuple[str, str]) -> type | None:
 
 def _log_slow_start(api: str) -> None:
     log_fallback(api, "runs start some seconds later")
+
+
+class CleanerCallback(_find(CLEANER) or object):  # type: ignore[misc]
+    """Ray's callback, which runs in the controller; it starts the actor of this program instead of Ray's."""
+
+    def after_controller_start(self, *arguments: Any, **options: Any) -> None:
+        module = import_module(CLEANER[0])
+        if not hasattr(module, PlacementGroupCleaner.__name__):
+            log_fallback(f"{CLEANER[0]}.{PlacementGroupCleaner.__name__}", "Ray's own actor cleans up after a run")
+        setattr(module, PlacementGroupCleaner.__name__, PlacementGroupCleaner)
+        super().after_controller_start(*arguments, **options)
 
 
 def torch_config(timeout_seconds: int) -> TorchConfig:
