@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from vgg_ddp.config import DATA_NAMES, TrainConfig
 from vgg_ddp.flags import UsageError, flag
-from vgg_ddp.search_space import Parameter, parse_space
+from vgg_ddp.search_space import VALIDATION_FRACTION, Parameter, parse_space
 
 PROGRAM = "python sagemaker_entry/submit.py"
 S3_PREFIX = r"s3://[^/]+/.+"
@@ -202,7 +202,11 @@ def check_role(given: str) -> str:
 def hyperparameters(config: JobConfig, arguments: list[str]) -> dict[str, str]:
     """The flags of main.py that appear in the arguments, with their values from the config.
 
-    Other flags keep main.py's defaults in the container, where the GPUs determine the number of workers.
+    Other flags keep main.py's defaults in the container, where the GPUs determine the number of workers. With --tune,
+    the objective needs validation images.
+
+    Raises:
+        UsageError: if there would be none.
     """
     given = {argument.split("=")[0].lstrip("-").replace("_", "-") for argument in arguments if argument[:2] == "--"}
     values = {}
@@ -211,4 +215,8 @@ def hyperparameters(config: JobConfig, arguments: list[str]) -> dict[str, str]:
         if {name, f"no-{name}"} & given and not (field.name == "data" and config.has_own_data):
             value = getattr(config, field.name)
             values[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    if config.tune and float(values.setdefault("validation-fraction", str(VALIDATION_FRACTION))) == 0:
+        raise UsageError(
+            "--validation-fraction 0: expected more than 0 with --tune, since jobs are compared by these images."
+        )
     return values

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from sagemaker_entry.client.images import TRAINING, find_image
 from sagemaker_entry.client.settings import JobConfig, check_role, hyperparameters
 from sagemaker_entry.contract import COORDINATOR_GROUP, JOIN_SECONDS, encode
-from vgg_ddp.search_space import VALIDATION_FRACTION
 
 if TYPE_CHECKING:
     from sagemaker.core.training.configs import Compute, StoppingCondition
@@ -54,9 +53,6 @@ def build_trainer(config: JobConfig, arguments: list[str], source: Path, session
     base = f"s3://{session.default_bucket()}/{config.job_prefix}"
     checkpoints = config.checkpoint_uri or f"{base}/checkpoints/{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
     values = hyperparameters(config, arguments)
-    if config.tune:
-        # The objective needs validation images.
-        values.setdefault("validation-fraction", str(VALIDATION_FRACTION))
     if config.instance_count > 1 or config.coordinator_instance_type:
         # /opt/ml/checkpoints is a different folder on each machine.
         values["storage-path"] = checkpoints

@@ -12,6 +12,7 @@ import ray
 from ray.train import Result, UserCallback
 
 from support.command import SAMPLE
+from vgg_ddp.compat.ray_constants import restored_network_setting
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.dataset import Dataset, load_dataset
 from vgg_ddp.data.source import find_source
@@ -29,9 +30,10 @@ Fit = Callable[..., tuple[Result, Folder]]
 @pytest.fixture(scope="module")
 def ray_cluster(private_home: Path) -> Iterator[None]:  # noqa: ARG001 - Ray has to start in the private home
     environment = dict(os.environ)
-    cluster.connect(ray_environment.prepare("local"))
-    yield
-    ray.shutdown()
+    with restored_network_setting():
+        cluster.connect(ray_environment.prepare("local"))
+        yield
+        ray.shutdown()
     # The settings of a one-machine cluster would break tests with several nodes.
     os.environ.clear()
     os.environ.update(environment)

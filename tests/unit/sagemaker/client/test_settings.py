@@ -56,6 +56,15 @@ def test_machines_and_time_limit_are_described() -> None:
     assert describe(config_of(*TUNE)).startswith("10 jobs, 2 at a time, each 1 x ml.g5.xlarge")
 
 
+def test_jobs_of_a_search_have_validation_images() -> None:
+    assert hyperparameters(config_of(*TUNE), list(TUNE)) == {"validation-fraction": "0.1"}
+    given = (*TUNE, "--validation-fraction", "0.2")
+    assert hyperparameters(config_of(*given), list(given)) == {"validation-fraction": "0.2"}
+    none = (*TUNE, "--validation-fraction", "0")
+    with pytest.raises(UsageError, match="--validation-fraction 0: expected more than 0 with --tune"):
+        hyperparameters(config_of(*none), list(none))
+
+
 @pytest.mark.parametrize(
     "flag",
     [
