@@ -1,7 +1,8 @@
-"""Drain this Ray node when EC2 announces a spot interruption; aws.yaml starts it on each spot worker.
+"""Drain this Ray node when EC2 announces a spot interruption, and shut the machine down when the head is lost.
 
-Ray itself does not query the instance metadata service. Once the node drains, Ray Train notifies the workers, which
-save a checkpoint, and the autoscaler starts a replacement. Uses only the standard library and the ray command.
+aws.yaml starts it on each spot worker. Ray itself does not query the instance metadata service. Once the node drains,
+Ray Train notifies the workers, which save a checkpoint, and the autoscaler starts a replacement. Without a head,
+nothing else would terminate the machine. Uses only the standard library and the ray command.
 """
 
 import argparse
@@ -9,6 +10,8 @@ import http.client
 import json
 import logging
 import os
+import re
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +29,12 @@ POLL_HELP = "seconds between two polls (default: %(default)s)"
 # workers before the instance is gone. Otherwise, the run counts a failure instead of a preemption.
 RESERVE_SECONDS = 15
 COMMAND_LIMIT_SECONDS = 60.0
+# A head that restarts, or that `ray up` replaces, is back within a few minutes.
+LOST_MINUTES = 10.0
+LOST_HELP = "minutes without a head after which to shut down (default: %(default)s)"
+# The launch template makes EC2 terminate an instance that shuts down.
+SHUT_DOWN = ("sudo", "shutdown", "-h", "now")
+CANCEL_SHUTDOWN = ("sudo", "shutdown", "-c")
 
 logger = logging.getLogger("spot_agent")
 # Never use a proxy for instance metadata, whatever the environment says.
@@ -92,10 +101,42 @@ def drain(action: str, at: datetime) -> bool:
     return True
 
 
-def watch(metadata: Metadata, poll_seconds: float) -> None:
+class Head:
+    """The head node of the cluster, observed by connecting to Ray's port there."""
+
+    def __init__(self, address: str, lost_seconds: float) -> None:
+        self._host, _, self._port = address.rpartition(":")
+        self._lost_seconds = lost_seconds
+        self._seen = time.monotonic()
+
+    def is_lost(self) -> bool:
+        """Whether the head has not accepted a connection for `lost_seconds`."""
+        try:
+            socket.create_connection((self._host, int(self._port)), timeout=REQUEST_SECONDS).close()
+        except OSError:
+            return time.monotonic() - self._seen > self._lost_seconds
+        self._seen = time.monotonic()
+        return False
+
+
+def call(*command: str) -> None:
+    """Run a command; log what it prints if it fails."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        logger.warning("%s: %s", " ".join(command), error)
+        return
+    if result.returncode:
+        logger.warning("%s: %s", " ".join(command), (result.stdout + result.stderr).strip()[-1000:])
+
+
+def watch(metadata: Metadata, head: Head, poll_seconds: float) -> None:
     """Poll until an interruption is announced and Ray accepts the drain; log errors and continue."""
     last_problem = ""
     while True:
+        if head.is_lost():
+            logger.warning("the head is lost: shutting down")
+            call(*SHUT_DOWN)
         problem = ""
         try:
             announced = metadata.interruption()
@@ -114,12 +155,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     endpoint = os.environ.get("AWS_EC2_METADATA_SERVICE_ENDPOINT") or IMDS
     parser.add_argument("--imds", default=endpoint, help="instance metadata service (default: %(default)s)")
+    parser.add_argument("--head", required=True, help="address and port of the head node's Ray, such as 10.0.0.5:6379")
+    parser.add_argument("--lost-minutes", type=float, default=LOST_MINUTES, help=LOST_HELP)
     parser.add_argument("--poll-seconds", type=float, default=POLL_SECONDS, help=POLL_HELP)
     options = parser.parse_args()
     if not options.poll_seconds > 0:
         parser.error(f"--poll-seconds {options.poll_seconds}: expected a positive number of seconds.")
+    if not re.fullmatch(r".+:\d+", options.head):
+        parser.error(f"--head {options.head}: expected ADDRESS:PORT.")
+    if not options.lost_minutes > 0:
+        parser.error(f"--lost-minutes {options.lost_minutes}: expected a positive number of minutes.")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
-    watch(Metadata(options.imds), options.poll_seconds)
+    # This agent replaces the shutdown that aws.yaml schedules in case the setup of the node does not end.
+    call(*CANCEL_SHUTDOWN)
+    watch(Metadata(options.imds), Head(options.head, options.lost_minutes * 60), options.poll_seconds)
     return 0
 
 

@@ -1,21 +1,24 @@
-"""aws.yaml on a simulated EC2 whose instances boot: `ray up`, a spot interruption, `ray down`, and every API call."""
+"""aws.yaml on a simulated EC2 whose instances boot, from `ray up` to `ray down`, and every API call.
+
+In between, EC2 reclaims a spot worker, and later the head is terminated.
+"""
 
 import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from support import ssh_hosts
-from support.command import PATIENCE, ROOT, wait_until
-from support.fake_ec2 import HEAD, IMAGE_PARAMETER, LAPTOP, REGION, SSH_CIDR, STACK, WORKER, Account, account
+from support.command import ROOT, wait_until
+from support.fake_ec2 import HEAD, LAPTOP, SSH_CIDR, STACK, WORKER, Account, account
 from support.launcher import RAY, SUBMIT, Laptop, training_hosts
 
 pytestmark = [
@@ -26,6 +29,7 @@ pytestmark = [
 WORKERS = 2
 # EC2 gives 120 s of notice; less makes the test faster.
 NOTICE_SECONDS = 60
+LOST_SECONDS = 20
 
 
 @dataclass
@@ -37,6 +41,9 @@ class Observed:
         saved_steps: steps of the checkpoints in the bucket before EC2 terminated the instance.
         before, after: instances that trained before the interruption, and after it.
         interrupted: the reclaimed instance.
+        shutdowns: arguments of each `shutdown` on a worker, before the head was terminated.
+        seconds_without_head: seconds from the end of the head until EC2 had terminated the workers.
+        without_stack: exit code and last line of `ray up` for a cluster whose stack does not exist.
     """
 
     account: Account
@@ -45,19 +52,23 @@ class Observed:
     before: set[str]
     after: set[str]
     interrupted: str
+    shutdowns: list[str]
+    seconds_without_head: float
+    without_stack: tuple[int, str]
 
 
-def rendered(made: Account, folder: Path) -> dict[str, object]:
-    """The stack's cluster file, adapted to the simulated hosts: internal addresses, root instead of ubuntu, no GPUs."""
-    environment = os.environ | {"AWS_ENDPOINT_URL": made.endpoint} | laptop_credentials()
-    command = [sys.executable, str(ROOT / "cluster" / "render.py"), "--stack", STACK, "--region", REGION]
-    command += ["--image-parameter", IMAGE_PARAMETER, "--output", str(folder / "aws.yaml")]
-    subprocess.run(command, env=environment, check=True, timeout=PATIENCE)
-    config: dict[str, dict[str, dict[str, object]]] = yaml.safe_load((folder / "aws.yaml").read_text())
-    config["provider"]["use_internal_ips"] = True  # type: ignore[assignment]
-    config["auth"]["ssh_user"] = "root"  # type: ignore[assignment]
+def adapted(cluster_file: Path) -> dict[str, Any]:
+    """The cluster file for the simulated hosts: internal addresses, root instead of ubuntu, no GPUs, less patience."""
+    config: dict[str, Any] = yaml.safe_load(cluster_file.read_text())
+    config["provider"]["use_internal_ips"] = True
+    config["auth"]["ssh_user"] = "root"
     config["available_node_types"]["g6_spot"]["resources"] = {"CPU": 1, "GPU": 0}
-    return config  # type: ignore[return-value]
+    *others, agent = config["worker_start_ray_commands"]
+    config["worker_start_ray_commands"] = [
+        *others,
+        agent.replace("python spot_agent.py", f"python spot_agent.py --lost-minutes {LOST_SECONDS / 60}"),
+    ]
+    return config
 
 
 def laptop_credentials() -> dict[str, str]:
@@ -75,11 +86,29 @@ def has_started(made: Account) -> bool:
     return bool(found["KeyCount"])
 
 
+def up_without_stack(laptop: Laptop) -> tuple[int, str]:
+    other = laptop.home / "birds.yaml"
+    other.write_text(laptop.cluster_file.read_text().replace("vgg-ddp", "birds"))
+    result = laptop.run(RAY, "up", "--yes", "--no-config-cache", other)
+    return result.returncode, result.stdout.splitlines()[-1]
+
+
+def terminate_head(made: Account) -> float:
+    """Terminate the head as AWS may do; wait until the workers are gone."""
+    (head,) = [one["InstanceId"] for one in made.instances("running") if one.get("InstanceLifecycle") != "spot"]
+    assert made.workers()
+    started = time.monotonic()
+    made.client("ec2").terminate_instances(InstanceIds=[head])
+    wait_until(lambda: not made.instances("pending", "running"))
+    return time.monotonic() - started
+
+
 @pytest.fixture(scope="module")
 def observed() -> Iterator[Observed]:
     with account() as made, tempfile.TemporaryDirectory(prefix="vgg-") as home:
         environment = laptop_credentials() | {"AWS_ENDPOINT_URL": made.endpoint}
-        laptop = Laptop.make(Path(home) / "home", rendered(made, Path(home)), **environment)
+        laptop = Laptop.make(Path(home) / "home", adapted(ROOT / "cluster" / "aws.yaml"), **environment)
+        without_stack = up_without_stack(laptop)
         laptop.up()
         assert len(made.instances("running")) == 1
         log = Path(home) / "log"
@@ -98,9 +127,13 @@ def observed() -> Iterator[Observed]:
             wait_until(lambda: "Resumed at step" in log.read_text() or process.poll() is not None)
             assert process.poll() is None, log.read_text()
             after = training_hosts(made.workers())
+            shutdowns = made.workers()[0].shutdowns()
+            seconds = terminate_head(made)
             result = laptop.run(RAY, "down", "--yes", laptop.cluster_file)
             assert result.returncode == 0, result.stdout
-            yield Observed(made, log.read_text(), steps, before, after, interrupted.name)
+            yield Observed(
+                made, log.read_text(), steps, before, after, interrupted.name, shutdowns, seconds, without_stack
+            )
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -121,7 +154,20 @@ def test_replacement_worker_trains_instead_of_the_interrupted_one(observed: Obse
     assert len(observed.before & observed.after) == 1
 
 
-def test_ray_down_terminates_every_instance(observed: Observed) -> None:
+def test_workers_without_a_head_end(observed: Observed) -> None:
+    assert LOST_SECONDS < observed.seconds_without_head < LOST_SECONDS + 30
+
+
+def test_ray_up_without_the_stack_names_what_is_missing_and_creates_nothing(observed: Observed) -> None:
+    code, last_line = observed.without_stack
+    assert code == 1
+    assert "The specified launch template, with template name birds-worker, does not exist" in last_line
+    assert all(
+        "birds" not in call.parameters.values() for call in observed.account.calls if "Describe" not in call.action
+    )
+
+
+def test_no_instance_is_left(observed: Observed) -> None:
     states = [instance["State"]["Name"] for instance in observed.account.instances()]
     assert len(states) == sum(int(launch["MaxCount"]) for launch in observed.account.parameters("ec2:RunInstances"))
     assert set(states) == {"terminated"}
@@ -129,7 +175,6 @@ def test_ray_down_terminates_every_instance(observed: Observed) -> None:
 
 
 def test_every_instance_launches_with_encrypted_disk_and_imdsv2_in_the_stacks_network(observed: Observed) -> None:
-    outputs = observed.account.outputs
     launches = observed.account.parameters("ec2:RunInstances")
     assert launches
     for launch in launches:
@@ -138,9 +183,11 @@ def test_every_instance_launches_with_encrypted_disk_and_imdsv2_in_the_stacks_ne
         assert launch["MetadataOptions.HttpPutResponseHopLimit"] == "1"
         assert launch["BlockDeviceMapping.1.Ebs.Encrypted"] == "true"
         assert launch["BlockDeviceMapping.1.Ebs.VolumeType"] == "gp3"
-        assert launch["SecurityGroupId.1"] == outputs["SecurityGroupId"]
+        assert launch["InstanceInitiatedShutdownBehavior"] == "terminate"
+        assert launch["SecurityGroupId.1"] == observed.account.resources["SecurityGroup"]
         assert "SecurityGroupId.2" not in launch
-        assert launch["SubnetId"] in outputs["SubnetIds"].split(",")
+        assert launch["SubnetId"] in observed.account.subnets
+        assert launch["KeyName"] == STACK
         tags = {
             launch[f"TagSpecification.1.Tag.{number}.Key"]: launch[f"TagSpecification.1.Tag.{number}.Value"]
             for number in range(1, 20)
@@ -150,12 +197,13 @@ def test_every_instance_launches_with_encrypted_disk_and_imdsv2_in_the_stacks_ne
 
 
 def test_laptop_launches_an_on_demand_head_and_the_head_launches_spot_workers(observed: Observed) -> None:
-    outputs = observed.account.outputs
+    resources = observed.account.resources
     launches = [call for call in observed.account.calls if call.action == "ec2:RunInstances"]
     for call in launches:
         is_head = call.caller == LAPTOP
-        profile = outputs["HeadProfile" if is_head else "WorkerProfile"]
-        assert call.parameters["IamInstanceProfile.Name"] == profile
+        kind = "Head" if is_head else "Worker"
+        assert call.parameters["IamInstanceProfile.Name"] == resources[f"{kind}Profile"]
+        assert call.parameters["LaunchTemplate.LaunchTemplateName"] == f"{STACK}-{kind.lower()}"
         assert call.parameters["InstanceType"] == ("m7i.large" if is_head else "g6.xlarge")
         assert call.parameters.get("InstanceMarketOptions.MarketType") == (None if is_head else "spot")
     assert [call.caller for call in launches].count(LAPTOP) == 1
@@ -165,10 +213,14 @@ def test_laptop_launches_an_on_demand_head_and_the_head_launches_spot_workers(ob
     assert sum(counts) in (WORKERS + 1, WORKERS + 2)
 
 
+def test_agent_takes_over_from_the_shutdown_that_guards_the_setup(observed: Observed) -> None:
+    assert observed.shutdowns[:2] == ["--no-wall -h +60", "-c"]
+
+
 def allowed_actions(made: Account, profile: str) -> set[str]:
     """Actions that an instance profile's role allows besides access to the bucket, on any resource."""
     iam = made.client("iam")
-    (role,) = iam.get_instance_profile(InstanceProfileName=made.outputs[profile])["InstanceProfile"]["Roles"]
+    (role,) = iam.get_instance_profile(InstanceProfileName=made.resources[profile])["InstanceProfile"]["Roles"]
     name = role["RoleName"]
     names = iam.list_role_policies(RoleName=name)["PolicyNames"]
     documents = [iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"] for policy in names]
@@ -197,6 +249,6 @@ def test_neither_launcher_nor_autoscaler_changes_roles_or_security_groups(observ
 
 def test_only_ssh_from_one_network_is_allowed(observed: Observed) -> None:
     ec2 = observed.account.client("ec2")
-    (group,) = ec2.describe_security_groups(GroupIds=[observed.account.outputs["SecurityGroupId"]])["SecurityGroups"]
+    (group,) = ec2.describe_security_groups(GroupIds=[observed.account.resources["SecurityGroup"]])["SecurityGroups"]
     open_to = {(rule.get("FromPort"), part["CidrIp"]) for rule in group["IpPermissions"] for part in rule["IpRanges"]}
     assert open_to == {(22, SSH_CIDR)}

@@ -207,6 +207,9 @@ def test_ctrl_c_leaves_the_job_running_until_it_is_stopped(
     assert process.wait(30) == 130, log.read_text()
     stop = re.search(r"To stop it: ray exec \S+ '(ray job stop (\S+))'", log.read_text())
     assert stop, log.read_text()
+    again = laptop.run(RAY, "up", "--yes", "--no-config-cache", laptop.cluster_file)
+    assert again.returncode == 0, again.stdout
+    assert "NOTE: a job is running, so Ray is not restarted." in again.stdout
     assert "RUNNING" in laptop.exec(f"ray job status {stop[2]}")
     assert "was stopped" in laptop.exec(stop[1])
 

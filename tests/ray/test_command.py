@@ -166,10 +166,7 @@ def test_interrupted_ray_run_ends_in_time_and_resumes_to_the_same_weights(
         for line in process.stdout:
             if line.startswith("Started:"):
                 break
-        # Worker 0 runs torch's rendezvous store, which torch always binds to all interfaces.
-        exposed = open_to_the_network(tmp_path.name)
-        assert len(exposed) <= 1, exposed
-        assert all(command.startswith("ray::RayTrainWorker") for command in exposed)
+        assert open_to_the_network(tmp_path.name) == []
         if signal_number == signal.SIGHUP:
             # A terminal that closes sends it to Ray's processes as well.
             os.killpg(process.pid, signal_number)

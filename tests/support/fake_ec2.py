@@ -4,6 +4,7 @@ Every call is recorded with its caller: the laptop, the head, or a worker, disti
 and the workers get their keys from the instance metadata service, as the role of their instance profile.
 """
 
+import base64
 import io
 import json
 import re
@@ -24,8 +25,10 @@ from support.command import ROOT, free_port
 from support.imds import INTERRUPTION
 from support.s3_server import CREDENTIALS, client, serving
 
+# As in aws.yaml.
 REGION = "us-west-2"
-STACK = "vgg-test"
+STACK = "vgg-ddp"
+INFRA = ROOT / "cluster" / "infra.yaml"
 IMAGE_PARAMETER = "/images/newest"
 LAPTOP, HEAD, WORKER, AWS = "LAPTOP", "HEAD", "WORKER", CREDENTIALS["AWS_ACCESS_KEY_ID"]
 SSH_CIDR = "203.0.113.7/32"
@@ -48,6 +51,8 @@ class Account:
     endpoint: str
     calls: list[Call] = field(default_factory=list)
     outputs: dict[str, str] = field(default_factory=dict)
+    resources: dict[str, str] = field(default_factory=dict)
+    subnets: list[str] = field(default_factory=list)
 
     def client(self, service: str) -> Any:
         """A client with the account's own credentials."""
@@ -109,6 +114,13 @@ def _recorder(application: Callable[..., Any], calls: list[Call]) -> Callable[..
     return answer
 
 
+def template() -> str:
+    """The text of infra.yaml, whose default image is in a parameter that moto accepts."""
+    text, replaced = re.subn(r"Default: /aws/service/\S+", f"Default: {IMAGE_PARAMETER}", INFRA.read_text())
+    assert replaced == 1
+    return text
+
+
 @contextmanager
 def account() -> Iterator[Account]:
     """An account with the stack of infra.yaml, whose instances boot and terminate."""
@@ -129,26 +141,29 @@ def account() -> Iterator[Account]:
 
 
 def _deploy(made: Account) -> None:
-    """Create a network with subnets in two zones, the stack, and the parameter in which render.py finds the image."""
+    """Create a network with subnets in two zones, the parameter that holds the image, and the stack."""
     ec2 = made.client("ec2")
     network = made.network
     vpc = ec2.create_vpc(CidrBlock=f"{network.prefix}.0/24")["Vpc"]["VpcId"]
-    subnets = []
     for cidr, zone in ((f"{network.prefix}.0/25", "a"), (f"{network.prefix}.128/25", "b")):
-        made_subnet = ec2.create_subnet(VpcId=vpc, CidrBlock=cidr, AvailabilityZone=REGION + zone)["Subnet"]
-        subnets.append(made_subnet["SubnetId"])
-    parameters = {"VpcId": vpc, "SubnetIds": ",".join(subnets), "SshCidr": SSH_CIDR}
+        subnet = ec2.create_subnet(VpcId=vpc, CidrBlock=cidr, AvailabilityZone=REGION + zone)["Subnet"]
+        made.subnets.append(subnet["SubnetId"])
+    image = next(image for image in ec2.describe_images()["Images"] if image["Architecture"] == "x86_64")
+    made.client("ssm").put_parameter(Name=IMAGE_PARAMETER, Value=image["ImageId"], Type="String")
+    parameters = {"VpcId": vpc, "SshCidr": SSH_CIDR}
     formation = made.client("cloudformation")
     formation.create_stack(
         StackName=STACK,
-        TemplateBody=(ROOT / "cluster" / "infra.yaml").read_text(),
+        TemplateBody=template(),
         Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
         Capabilities=["CAPABILITY_IAM"],
     )
     stack = formation.describe_stacks(StackName=STACK)["Stacks"][0]
     made.outputs |= {output["OutputKey"]: output["OutputValue"] for output in stack["Outputs"]}
-    image = next(image for image in ec2.describe_images()["Images"] if image["Architecture"] == "x86_64")
-    made.client("ssm").put_parameter(Name=IMAGE_PARAMETER, Value=image["ImageId"], Type="String")
+    for resource in formation.describe_stack_resources(StackName=STACK)["StackResources"]:
+        # moto lists resources that it does not support without their names.
+        if resource.keys() >= {"LogicalResourceId", "PhysicalResourceId"}:
+            made.resources[resource["LogicalResourceId"]] = resource["PhysicalResourceId"]
 
 
 def _keep_hosts(made: Account, stop: threading.Event) -> None:
@@ -156,11 +171,30 @@ def _keep_hosts(made: Account, stop: threading.Event) -> None:
     network = made.network
     while not stop.wait(0.3):
         running = {instance["InstanceId"]: instance for instance in made.instances("running")}
+        for name, host in network.hosts.items():
+            if name in running and "-h now" in host.shutdowns():
+                _shut_down(made, name)
         for name in set(network.hosts) - set(running):
             network.power_off(name)
         for name, instance in running.items():
             if name not in network.hosts:
                 _boot(made, name, instance)
+
+
+def _shut_down(made: Account, name: str) -> None:
+    """Do what EC2 does when an instance shuts down."""
+    ec2 = made.client("ec2")
+    attribute = "instanceInitiatedShutdownBehavior"
+    described = ec2.describe_instance_attribute(InstanceId=name, Attribute=attribute)
+    if described["InstanceInitiatedShutdownBehavior"]["Value"] == "terminate":
+        ec2.terminate_instances(InstanceIds=[name])
+    else:
+        ec2.stop_instances(InstanceIds=[name])
+
+
+def _user_data(made: Account, name: str) -> str:
+    described = made.client("ec2").describe_instance_attribute(InstanceId=name, Attribute="userData")
+    return base64.b64decode(described["UserData"].get("Value", "")).decode()
 
 
 def _boot(made: Account, name: str, instance: dict[str, Any]) -> None:
@@ -181,4 +215,5 @@ def _boot(made: Account, name: str, instance: dict[str, Any]) -> None:
         public_key=key["PublicKey"].strip() + "\n",
         environment={"AWS_ENDPOINT_URL": made.endpoint},
         metadata=metadata,
+        user_data=_user_data(made, name),
     )

@@ -1,7 +1,7 @@
 """Simulated machines: namespaces on one Linux machine, each with its own address, processes, /tmp, home, and sshd.
 
 They share the file system, except /tmp and the home. The project's code is hidden from them, so whatever they run must
-arrive over the network. Needs root, iproute2, openssh-server, and rsync.
+arrive over the network. Their `shutdown` only records its arguments. Needs root, iproute2, openssh-server, and rsync.
 """
 
 import os
@@ -39,11 +39,19 @@ mount --rbind {folder}/tmp /tmp
 mount -t tmpfs -o size=8g,mode=1777 tmpfs /dev/shm
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir /run/sshd
+if [ -e /usr/sbin/shutdown ]; then mount --bind {folder}/bin/shutdown /usr/sbin/shutdown; fi
 cd /
 if [ -d {folder}/imds ]; then {python} {folder}/imds.py {imds_address} 80 {folder}/imds & fi
+if [ -f {folder}/user-data ]; then PATH={folder}/bin:$PATH sh {folder}/user-data & fi
 /usr/sbin/sshd -D -e -f {folder}/sshd_config &
 while :; do wait || true; sleep 1; done
 """
+
+# By name, in each host's own folder of commands.
+COMMANDS_OF_HOSTS = {
+    "shutdown": '#!/bin/sh\necho "$@" >> {folder}/shutdown.log\n',
+    "sudo": '#!/bin/sh\nexec "$@"\n',
+}
 
 SSHD_CONFIG = """ListenAddress {ip}
 HostKey {folder}/host_key
@@ -103,6 +111,11 @@ class Host:
     def ray_processes(self) -> list[str]:
         return [command for command in self.processes().values() if "raylet" in command or "gcs_server" in command]
 
+    def shutdowns(self) -> list[str]:
+        """The arguments of each `shutdown` so far."""
+        log = self.folder / "shutdown.log"
+        return log.read_text().splitlines() if log.exists() else []
+
     def shell(self, command: str) -> str:
         """Run a command as root in the host's network; return its output."""
         full = ["ip", "netns", "exec", self.namespace, "sh", "-c", command]
@@ -145,14 +158,18 @@ class Network:
         public_key: str | None = None,
         environment: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
+        user_data: str = "",
         cpus: int = 1,
     ) -> Host:
         """Start a host and wait for its sshd.
 
         `public_key` can log in as root; by default, the network's own key. `environment` is set in every login. With
-        `metadata`, content by path, the host has an instance metadata service.
+        `metadata`, content by path, the host has an instance metadata service. `user_data` is a script to run.
         """
         folder = self.folder / name
+        if user_data:
+            folder.mkdir(parents=True)
+            (folder / "user-data").write_text(user_data)
         _write_files(folder, name, ip, public_key or self.public_key, environment or {}, metadata, cpus)
         command = ["ip", "netns", "exec", f"vgg-{self.folder.name}-{name}", "unshare", "--pid", "--fork"]
         command += ["--kill-child", "--mount", "--mount-proc", "--uts", "--ipc", "bash", str(folder / "init.sh")]
@@ -192,10 +209,13 @@ def _write_files(
     cpus: int,
 ) -> None:
     home = folder / "home"
-    for path in (home, folder / "tmp", folder / "empty"):
+    for path in (home, folder / "tmp", folder / "empty", folder / "bin"):
         path.mkdir(parents=True)
     (folder / "tmp").chmod(0o1777)
-    exports = {"PATH": SYSTEM_PATH, **SETTINGS, **environment}
+    for command, script in COMMANDS_OF_HOSTS.items():
+        (folder / "bin" / command).write_text(script.format(folder=folder))
+        (folder / "bin" / command).chmod(0o755)
+    exports = {"PATH": f"{folder}/bin:{SYSTEM_PATH}", **SETTINGS, **environment}
     profile = "".join(f"export {key}='{value}'\n" for key, value in exports.items())
     (home / ".bashrc").write_text(profile)
     (home / ".profile").write_text(profile)

@@ -87,6 +87,8 @@ def torch_config(timeout_seconds: int) -> TorchConfig:
 class TolerantBackend(getattr(TorchConfig(), "backend_cls", object)):  # type: ignore[misc]
     """Ray's process group, which tolerates workers that have no usable GPU, or that were killed for their memory use.
 
+    torch's store listens only on the address that the workers connect to.
+
     Ray connects workers that have GPUs with NCCL, which raises an error if CUDA cannot be used; gloo lets the workers
     agree on what to do.
 
@@ -98,6 +100,7 @@ class TolerantBackend(getattr(TorchConfig(), "backend_cls", object)):  # type: i
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         if worker_group.get_resources_per_worker().get("GPU") and any(worker_group.execute(_lacks_gpu)):
             backend_config = dataclasses.replace(backend_config, backend="gloo")
+        worker_group.execute(_bind_store)
         super().on_start(worker_group, backend_config)
 
     def on_shutdown(self, *arguments: Any, **options: Any) -> None:
@@ -131,6 +134,13 @@ def hidden_gpus() -> Iterator[None]:
 
 def _lacks_gpu() -> bool:
     return find_gpus().problem is not None
+
+
+def _bind_store() -> None:
+    # Imported in the workers only.
+    from vgg_ddp.compat.torch_store import listen_on_master_address_only
+
+    listen_on_master_address_only()
 
 
 class TolerantTorchConfig(TorchConfig):  # type: ignore[misc]

@@ -1,5 +1,8 @@
 """The store and timeout of the default process group, and a workaround for aborts at exit. Tested with torch 2.14.1."""
 
+import functools
+import ipaddress
+import socket
 from datetime import timedelta
 from importlib import import_module
 from typing import Any
@@ -23,6 +26,41 @@ def _import_before_any_group() -> None:
 
 
 _import_before_any_group()
+
+
+def listen_on_master_address_only() -> None:
+    """Make the store that rank 0 hosts listen on the address of the others' connections instead of on all interfaces.
+
+    torch has no setting for this. No longer needed once `torch.distributed.init_process_group` binds the store to
+    MASTER_ADDR.
+    """
+    rendezvous = import_module("torch.distributed.rendezvous")
+    store: Any = getattr(rendezvous, "TCPStore", None)
+    if store is None:
+        log_fallback("torch.distributed.rendezvous.TCPStore", "torch's store listens on all interfaces")
+    elif isinstance(store, type):
+        vars(rendezvous)["TCPStore"] = functools.partial(_bound_store, store)
+
+
+def _bound_store(store: Any, host_name: str, port: int, **options: Any) -> Any:
+    if options.get("is_master") and (listening := _listen(host_name, port)):
+        # The store closes the descriptor.
+        options["master_listen_fd"] = listening.detach()
+    return store(host_name, port, **options)
+
+
+def _listen(host_name: str, port: int) -> socket.socket | None:
+    """A listening socket, or None if the name may mean another address elsewhere or the address is not of this machine.
+
+    A machine's own name often means 127.0.1.1 on that machine only.
+    """
+    try:
+        address = ipaddress.ip_address("127.0.0.1" if host_name == "localhost" else host_name)
+        family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        return socket.create_server((str(address), port), family=family, backlog=socket.SOMAXCONN)
+    except (ValueError, OSError):
+        # torch then tries all interfaces, and reports what is wrong.
+        return None
 
 
 def default_store() -> Any:

@@ -25,6 +25,7 @@ AWS = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
 NODE_TYPES: dict[str, dict[str, Any]] = {
     name: node_type["node_config"] for name, node_type in AWS["available_node_types"].items()
 }
+TEMPLATES = ("HeadTemplate", "WorkerTemplate", "EfaTemplate")
 
 
 class _Template(yaml.SafeLoader):
@@ -47,7 +48,7 @@ def statements() -> list[dict[str, Any]]:
     """All statements that grant a permission to a role."""
     roles = [RESOURCES[name]["Properties"] for name in ("HeadRole", "WorkerRole")]
     documents = [policy["PolicyDocument"] for role in roles for policy in role.get("Policies", [])]
-    documents.append(RESOURCES["BucketAccess"]["Properties"]["PolicyDocument"])
+    documents += [RESOURCES[name]["Properties"]["PolicyDocument"] for name in ("BucketAccess", "SessionManagerAccess")]
     return [statement for document in documents for statement in document["Statement"]]
 
 
@@ -61,14 +62,41 @@ def test_template_passes_cfn_lint() -> None:
     assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_every_placeholder_in_aws_yaml_is_a_stack_output_or_the_image() -> None:
-    placeholders = set(re.findall(r"<(\w+)>", (CLUSTER / "aws.yaml").read_text()))
-    assert placeholders == set(INFRA["Outputs"]) - {"Bucket"} | {"ImageId"}
+def with_efa() -> dict[str, Any]:
+    """aws.yaml with the lines of efa_spot uncommented."""
+    text = (CLUSTER / "aws.yaml").read_text()
+    start = text.index("  # efa_spot:")
+    end = text.index("\n\n", start)
+    config: dict[str, Any] = yaml.safe_load(text[:start] + text[start:end].replace("  # ", "  ") + text[end:])
+    return config
 
 
-@pytest.mark.parametrize("name", NODE_TYPES)
-def test_every_node_requires_imdsv2_and_has_encrypted_gp3_disks(name: str) -> None:
-    node = NODE_TYPES[name]
+def test_every_node_uses_a_launch_template_of_the_stack() -> None:
+    config = with_efa()
+    jsonschema.validate(config, SCHEMA)
+    names = {
+        name: kind["node_config"]["LaunchTemplate"]["LaunchTemplateName"]
+        for name, kind in config["available_node_types"].items()
+    }
+    stack = config["cluster_name"]
+    assert names == {
+        "head": f"{stack}-head",
+        "g6_spot": f"{stack}-worker",
+        "g5_spot": f"{stack}-worker",
+        "efa_spot": f"{stack}-efa",
+    }
+    made = {RESOURCES[name]["Properties"]["LaunchTemplateName"]["Sub"] for name in TEMPLATES}
+    assert {name.replace("${AWS::StackName}", stack) for name in made} == set(names.values())
+    # A stack's update makes a new version of a template, but does not make it the default.
+    assert all(
+        kind["node_config"]["LaunchTemplate"]["Version"] == "$Latest"
+        for kind in config["available_node_types"].values()
+    )
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_template_requires_imdsv2_and_has_encrypted_gp3_disks(name: str) -> None:
+    node = RESOURCES[name]["Properties"]["LaunchTemplateData"]
     assert node["MetadataOptions"] == {
         "HttpEndpoint": "enabled",
         "HttpTokens": "required",
@@ -77,30 +105,37 @@ def test_every_node_requires_imdsv2_and_has_encrypted_gp3_disks(name: str) -> No
     for disk in node["BlockDeviceMappings"]:
         assert (disk["Ebs"]["VolumeType"], disk["Ebs"]["Encrypted"]) == ("gp3", True)
         assert disk["Ebs"]["DeleteOnTermination"] is True
+    assert node["InstanceInitiatedShutdownBehavior"] == "terminate"
 
 
 def test_head_is_on_demand_and_runs_no_tasks_and_up_to_four_workers_are_spot_instances() -> None:
     types = AWS["available_node_types"]
     assert AWS["head_node_type"] == "head"
     assert types["head"]["resources"] == {"CPU": 0}
-    assert types["head"]["max_workers"] == 0
-    assert "InstanceMarketOptions" not in NODE_TYPES["head"]
-    assert all(
-        node["InstanceMarketOptions"]["MarketType"] == "spot" for name, node in NODE_TYPES.items() if name != "head"
-    )
+    markets = {
+        name: RESOURCES[name]["Properties"]["LaunchTemplateData"].get("InstanceMarketOptions", {}).get("MarketType")
+        for name in TEMPLATES
+    }
+    assert markets == {"HeadTemplate": None, "WorkerTemplate": "spot", "EfaTemplate": "spot"}
     assert {name: (kind.get("min_workers", 0), kind["max_workers"]) for name, kind in types.items()} == {
         "head": (0, 0),
         "g6_spot": (0, 4),
         "g5_spot": (0, 0),
-        "efa_spot": (0, 0),
     }
+
+
+def test_instance_whose_setup_does_not_end_shuts_down() -> None:
+    scripts = {name: kind["node_config"].get("UserData") for name, kind in with_efa()["available_node_types"].items()}
+    # The user runs the head until `ray down`.
+    assert scripts.pop("head") is None
+    assert set(scripts.values()) == {"#!/bin/sh\nshutdown --no-wall -h +60\n"}
 
 
 def test_worker_resources_match_their_instance_types() -> None:
     # EC2's description of its instance types, as shipped with moto.
     shipped = Path(moto.__file__).parent / "ec2" / "resources" / "instance_types.json.gz"
     described = json.loads(gzip.decompress(shipped.read_bytes()))
-    for name, node_type in AWS["available_node_types"].items():
+    for name, node_type in with_efa()["available_node_types"].items():
         if name != "head":
             instance = described[node_type["node_config"]["InstanceType"]]
             (gpus,) = instance["GpuInfo"]["Gpus"]
@@ -108,9 +143,15 @@ def test_worker_resources_match_their_instance_types() -> None:
 
 
 def test_only_the_head_has_the_role_that_launches_instances() -> None:
-    profiles = {name: node["IamInstanceProfile"]["Name"] for name, node in NODE_TYPES.items()}
-    assert profiles.pop("head") == "<HeadProfile>"
-    assert set(profiles.values()) == {"<WorkerProfile>"}
+    profiles = {
+        name: RESOURCES[name]["Properties"]["LaunchTemplateData"]["IamInstanceProfile"]["Name"]["Ref"]
+        for name in TEMPLATES
+    }
+    assert profiles == {
+        "HeadTemplate": "HeadProfile",
+        "WorkerTemplate": "WorkerProfile",
+        "EfaTemplate": "WorkerProfile",
+    }
     assert RESOURCES["WorkerRole"]["Properties"].get("Policies") is None
     assert RESOURCES["WorkerRole"]["Properties"]["ManagedPolicyArns"] == [{"Ref": "BucketAccess"}]
 
@@ -202,13 +243,15 @@ def test_new_node_gets_a_virtual_environment_even_while_apt_is_busy(has_venv: bo
 
 
 def test_only_ssh_from_one_network_is_allowed() -> None:
-    rules = RESOURCES["SecurityGroup"]["Properties"]["SecurityGroupIngress"]
-    assert [(rule["FromPort"], rule["ToPort"], rule["CidrIp"]) for rule in rules] == [(22, 22, {"Ref": "SshCidr"})]
-    others = [name for name, resource in RESOURCES.items() if resource["Type"] == "AWS::EC2::SecurityGroupIngress"]
-    assert others == ["FromNodes"]
+    assert "SecurityGroupIngress" not in RESOURCES["SecurityGroup"]["Properties"]
+    rules = [name for name, resource in RESOURCES.items() if resource["Type"] == "AWS::EC2::SecurityGroupIngress"]
+    assert rules == ["Ssh", "FromNodes"]
+    ssh = RESOURCES["Ssh"]["Properties"]
+    assert (ssh["FromPort"], ssh["ToPort"], ssh["CidrIp"]) == (22, 22, {"Ref": "SshCidr"})
     assert RESOURCES["FromNodes"]["Properties"]["SourceSecurityGroupId"] == {"Ref": "SecurityGroup"}
     pattern = INFRA["Parameters"]["SshCidr"]["AllowedPattern"]
     assert re.fullmatch(pattern, "203.0.113.7/32")
+    assert re.fullmatch(pattern, "none")
     assert not re.fullmatch(pattern, "0.0.0.0/0")
     assert "Default" not in INFRA["Parameters"]["SshCidr"]
 
@@ -218,7 +261,8 @@ def test_roles_have_no_wildcard_actions_or_resources() -> None:
         actions = statement["Action"]
         assert "*" not in "".join([actions] if isinstance(actions, str) else actions)
         if statement["Resource"] == "*":
-            assert statement["Action"] == "ec2:DescribeInstances"
+            # AWS cannot restrict these to specific resources.
+            assert statement["Sid"] in ("DescribeInstances", "SessionManager")
     for name in ("HeadRole", "WorkerRole"):
         assert RESOURCES[name]["Properties"]["ManagedPolicyArns"] == [{"Ref": "BucketAccess"}]
 
@@ -238,7 +282,11 @@ def test_bucket_is_encrypted_private_and_retained() -> None:
     (rule,) = properties["BucketEncryption"]["ServerSideEncryptionConfiguration"]
     assert rule == {"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
     assert set(properties["PublicAccessBlockConfiguration"].values()) == {True}
-    assert properties["LifecycleConfiguration"]["Rules"]
+    assert properties["VersioningConfiguration"] == {"Status": "Enabled"}
+    rules = {rule["Id"]: rule for rule in properties["LifecycleConfiguration"]["Rules"]}
+    assert rules["expire-old-versions"]["NoncurrentVersionExpiration"] == {"NoncurrentDays": 30}
+    actions = RESOURCES["BucketAccess"]["Properties"]["PolicyDocument"]["Statement"][1]["Action"]
+    assert "s3:DeleteObjectVersion" not in actions
 
 
 def test_local_yaml_matches_the_schema_and_starts_like_aws_yaml() -> None:
@@ -247,7 +295,10 @@ def test_local_yaml_matches_the_schema_and_starts_like_aws_yaml() -> None:
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         (start,) = [command for command in local[key] if "ray start" in command]
         assert start.index("export RAY_AUTH_MODE=token") < start.index("ray start")
-    assert "--dashboard-host=127.0.0.1" in local["head_start_ray_commands"][1]
+    assert "--dashboard-host=127.0.0.1" in local["head_start_ray_commands"][-1]
+    for config in (local, AWS):
+        (start,) = config["head_start_ray_commands"]
+        assert start.index("ray job list") < start.index("else ray stop --force;") < start.index("ray start")
     assert set(local["file_mounts"].values()) == {"~/.ray/auth_token", "requirements-train.txt", "constraints.txt"}
 
 

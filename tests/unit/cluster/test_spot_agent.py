@@ -1,10 +1,12 @@
-"""The spot agent with an instance metadata service on loopback and a fake ray command that records its arguments."""
+"""The spot agent with an instance metadata service on loopback, and fake ray and sudo commands that record calls."""
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,12 +17,16 @@ from support.command import ROOT, wait_until
 from support.imds import INTERRUPTION, Server
 
 AGENT = ROOT / "cluster" / "spot_agent.py"
+LOST_SECONDS = 1.5
 # Fails once for each file named fail*, then records its arguments.
 RAY = """#!/bin/sh
 cd "$(dirname "$0")"
 for file in fail*; do if [ -e "$file" ]; then rm "$file"; echo "no head node" >&2; exit 1; fi; done
 printf '%s\\n' "$@" > arguments.new
 mv arguments.new arguments
+"""
+SUDO = """#!/bin/sh
+echo "$@" >> "$(dirname "$0")/sudo.log"
 """
 
 
@@ -37,17 +43,26 @@ def imds(tmp_path: Path) -> Iterator[Server]:
 def ray_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
-    (folder / "ray").write_text(RAY)
-    (folder / "ray").chmod(0o755)
+    for name, script in (("ray", RAY), ("sudo", SUDO)):
+        (folder / name).write_text(script)
+        (folder / name).chmod(0o755)
     return folder
 
 
 @pytest.fixture
-def agent(imds: Server, ray_folder: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+def head() -> Iterator[socket.socket]:
+    """A port that accepts connections, as Ray's on the head node."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+@pytest.fixture
+def agent(imds: Server, ray_folder: Path, head: socket.socket, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The running agent; it logs to the file `log`. Nothing listens at the proxy, which the agent must not use."""
     environment = os.environ | {"PATH": f"{ray_folder}:{os.environ['PATH']}", "http_proxy": "http://127.0.0.1:9"}
     command = [sys.executable, "-I", str(AGENT), "--poll-seconds", "0.1"]
     command += ["--imds", f"http://127.0.0.1:{imds.server_port}"]
+    command += ["--head", f"127.0.0.1:{head.getsockname()[1]}", "--lost-minutes", str(LOST_SECONDS / 60)]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stderr=log)
     yield process
@@ -129,8 +144,32 @@ def test_deadline_in_the_past_leaves_one_second(agent: subprocess.Popen[bytes], 
     assert seconds_left(ray_folder) == 1
 
 
-def test_poll_interval_of_zero_is_rejected() -> None:
-    command = [sys.executable, str(AGENT), "--poll-seconds", "0"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=10)
+def test_agent_cancels_the_shutdown_that_guards_the_setup_and_shuts_down_when_the_head_is_lost(
+    agent: subprocess.Popen[bytes], ray_folder: Path, head: socket.socket, tmp_path: Path
+) -> None:
+    calls = ray_folder / "sudo.log"
+    wait_until(calls.exists, seconds=10)
+    time.sleep(2 * LOST_SECONDS)
+    assert calls.read_text() == "shutdown -c\n"
+    head.close()
+    closed = time.monotonic()
+    wait_until(lambda: "shutdown -h now" in calls.read_text(), seconds=10)
+    assert time.monotonic() - closed > 0.8 * LOST_SECONDS
+    assert "the head is lost: shutting down" in (tmp_path / "log").read_text()
+    # On a machine that does not shut down, it tries again.
+    assert agent.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--head", "h:1", "--poll-seconds", "0"), "--poll-seconds 0.0: expected a positive number of seconds."),
+        (("--head", "h:1", "--lost-minutes", "0"), "--lost-minutes 0.0: expected a positive number of minutes."),
+        (("--head", "10.0.0.5"), "--head 10.0.0.5: expected ADDRESS:PORT."),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, tuple) else "",
+)
+def test_bad_flags_are_rejected(flags: tuple[str, ...], message: str) -> None:
+    result = subprocess.run([sys.executable, str(AGENT), *flags], capture_output=True, text=True, timeout=10)
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].endswith("--poll-seconds 0.0: expected a positive number of seconds.")
+    assert result.stderr.splitlines()[-1].endswith(message)
