@@ -4,6 +4,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -195,44 +196,48 @@ def test_cluster_cannot_be_joined_without_the_token(cluster: tuple[ssh_hosts.Net
     assert re.search("InvalidAuthToken|Unauthenticated|AuthenticationError", answer), answer
 
 
-def test_ctrl_c_leaves_the_job_running_until_it_is_stopped(
+def test_job_outlives_ctrl_c_and_a_lost_network_until_it_is_stopped(
     cluster: tuple[ssh_hosts.Network, Laptop], tmp_path: Path
 ) -> None:
     network, laptop = cluster
-    log = tmp_path / "log"
-    flags = ["--num-workers", WORKERS, "--data", "sample", "--epochs", 50, "--storage-path", network.folder]
-    process = laptop.start(SUBMIT, laptop.cluster_file, *flags, log=log)
-    wait_until(lambda: "Workers: " in log.read_text() or process.poll() is not None)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(30) == 130, log.read_text()
-    stop = re.search(r"To stop it: ray exec \S+ '(ray job stop (\S+))'", log.read_text())
-    assert stop, log.read_text()
-    again = laptop.run(RAY, "up", "--yes", "--no-config-cache", laptop.cluster_file)
-    assert again.returncode == 0, again.stdout
-    assert "NOTE: a job is running, so Ray is not restarted." in again.stdout
-    assert "RUNNING" in laptop.exec(f"ray job status {stop[2]}")
-    assert "was stopped" in laptop.exec(stop[1])
-
-
-def test_stopped_job_first_saves_a_checkpoint_and_submit_exits_with_143(
-    cluster: tuple[ssh_hosts.Network, Laptop], tmp_path: Path
-) -> None:
-    network, laptop = cluster
-    storage = network.folder / "stopped"
+    head, storage = network.hosts["m0"], network.folder / "stopped"
     storage.mkdir()
-    log = tmp_path / "log"
     # Steps of seconds: saving may take longer than the 3 s that Ray itself waits before it kills a job. Even a busy
     # machine finishes one in the 22 s that the driver waits.
     flags = ["--num-workers", WORKERS, "--data", "sample", "--epochs", 50, "--batch-size", 800, "--precision", "fp32"]
     flags += ["--storage-path", storage, "--run-name", "run"]
-    process = laptop.start(SUBMIT, laptop.cluster_file, *flags, log=log)
-    wait_until(lambda: "Started: " in log.read_text() or process.poll() is not None)
-    job = re.search(r"ray job stop (vgg-[-0-9]+)", log.read_text())
-    assert job, log.read_text()
-    assert "was stopped" in laptop.exec(f"ray job stop {job[1]}")
-    assert process.wait(30) == 143, log.read_text()
-    assert re.search(r"Stopped after step \d+\.", log.read_text()), log.read_text()
+    process = laptop.start(SUBMIT, laptop.cluster_file, *flags, log=tmp_path / "submitted")
+    wait_until(lambda: "Workers: " in (tmp_path / "submitted").read_text() or process.poll() is not None)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(30) == 130, (tmp_path / "submitted").read_text()
+    commands = dict(re.findall(r"^To (see|stop) .*?: (.+)$", (tmp_path / "submitted").read_text(), re.MULTILINE))
+
+    again = laptop.run(RAY, "up", "--yes", "--no-config-cache", laptop.cluster_file)
+    assert again.returncode == 0, again.stdout
+    assert "NOTE: a job is running, so Ray is not restarted." in again.stdout
+
+    log = tmp_path / "attached"
+    attached = laptop.start(*shlex.split(commands["see"]), log=log)
+    wait_until(lambda: "Started: " in log.read_text() or attached.poll() is not None)
+    # Only the laptop loses its connection to the head node.
+    head.shell(f"ip route add blackhole {network.gateway}")
+    wait_until(lambda: "lost the connection" in log.read_text() or attached.poll() is not None)
+    head.shell(f"ip route delete blackhole {network.gateway}")
+    stopped = laptop.run(*shlex.split(commands["stop"]))
+    assert stopped.returncode == 0, stopped.stdout
+    assert re.search(r"^Stopped after step \d+\.$", stopped.stdout, re.MULTILINE), stopped.stdout
     assert count_checkpoints(storage / "run")
+    assert attached.wait(60) == 128 + signal.SIGTERM, log.read_text()
+    starts = ("Data: ", "Run: ", "Workers: ", "Started: ", "Stopped after step ")
+    assert [log.read_text().count(f"\n{start}") for start in starts] == [1] * len(starts), log.read_text()
+
+
+def test_unknown_job_is_reported_in_one_line(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
+    _, laptop = cluster
+    for flag in ("--attach", "--stop"):
+        result = laptop.run(SUBMIT, laptop.cluster_file, flag, "nothing")
+        assert result.returncode == 2, result.stdout
+        assert re.fullmatch(rf"submit.sh: error: {flag} nothing: the cluster has no such job; .*\n", result.stdout)
 
 
 def test_down_sh_stops_ray_on_every_machine(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import ray
-from ray.train import Result, UserCallback
+from ray.train import Result, TrainingFailedError, UserCallback
 
 from support.command import SAMPLE
 from vgg_ddp.compat.ray_constants import restored_network_setting
@@ -21,10 +21,15 @@ from vgg_ddp.driver.trainer import build_trainer
 from vgg_ddp.job import Inputs, Job, Outcome
 from vgg_ddp.run.files import Row, read_metrics
 from vgg_ddp.run.storage import Folder
+from vgg_ddp.worker.failures import diverged_outcome
 from vgg_ddp.worker.train import train_loop
 
 Train = Callable[..., tuple[Outcome, list[Row]]]
 Fit = Callable[..., tuple[Result, Folder]]
+
+
+def new_name() -> str:
+    return f"run-{uuid.uuid4().hex[:6]}"
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +50,17 @@ def tiny_dataset(tiny_data: Path) -> Dataset:
 
 
 @pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    return Folder.at(str(tmp_path_factory.mktemp("runs")))
+
+
+@pytest.fixture(scope="module")
 def fit(
     ray_cluster: None,  # noqa: ARG001 - needs the cluster
     tiny_dataset: Dataset,
-    tmp_path_factory: pytest.TempPathFactory,
+    runs: Folder,
 ) -> Fit:
     """Train on the tiny data on the shared cluster; return Ray's result and the run folder."""
-    runs = Folder.at(str(tmp_path_factory.mktemp("runs")))
 
     def run(
         num_workers: int,
@@ -67,7 +76,7 @@ def fit(
             num_workers=num_workers,
             **settings,
         )
-        folder = runs / (run_name or f"run-{uuid.uuid4().hex[:6]}")
+        folder = runs / (run_name or new_name())
         inputs = ray.put(Inputs(tiny_dataset))
         job = Job(config, inputs, folder, False, False, lock_file, stop_requested=stop_requested)
         placement = cluster.place_workers(config)
@@ -80,12 +89,18 @@ def fit(
 
 
 @pytest.fixture(scope="module")
-def train(fit: Fit) -> Train:
+def train(fit: Fit, runs: Folder) -> Train:
     """Train on the tiny data on the shared cluster; return the outcome and the rows of metrics."""
 
     def run(*arguments: object, **settings: object) -> tuple[Outcome, list[Row]]:
-        result, folder = fit(*arguments, **settings)
-        return result.return_value, read_metrics(folder)
+        settings = {"run_name": new_name()} | settings
+        rows = runs / settings["run_name"]
+        try:
+            return fit(*arguments, **settings)[0].return_value, read_metrics(rows)
+        except TrainingFailedError as error:
+            outcome = diverged_outcome(error)
+            assert outcome, error
+            return outcome, read_metrics(rows)
 
     return run
 

@@ -133,8 +133,8 @@ def test_every_dashboard_panel_has_data(watched: Watched) -> None:
         for title, query in dashboard_queries()
         if not watched.ask("query_range", query=query, start=watched.start, end=end, step=1)["result"]
     ]
-    # These need a validation split, or a GPU.
-    assert empty == ["Latest accuracy", "Loss", "Accuracy", "Memory per rank", "GPUs", "GPU memory"]
+    # These need a validation split, a GPU, or a run that diverged.
+    assert empty == ["Latest accuracy", "Loss", "Accuracy", "Memory per rank", "Run state", "GPUs", "GPU memory"]
 
 
 def test_prometheus_scrapes_all_nodes_and_evaluates_all_alerts(watched: Watched) -> None:
@@ -173,10 +173,12 @@ def test_step_time_of_every_rank_is_split_into_phases(watched: Watched) -> None:
         assert 2**27 < float(memory[0]["value"][1]) < 2**31
 
 
-def test_non_finite_loss_fires_the_alert(watched: Watched, train: Train) -> None:
+def test_non_finite_loss_fires_the_alert_and_fails_the_run(watched: Watched, train: Train) -> None:
     outcome, _ = train(2, epochs=3, lr=1e30, run_name="wild")
     assert outcome.kind == "diverged"
     wait_until(lambda: [alert["labels"]["run"] for alert in fired(watched, "LossNotFinite")] == ["wild"])
+    failed = "ray_train_run_name"
+    wait_until(lambda: [alert["labels"][failed] for alert in fired(watched, "TrainingFailed")] == ["wild"])
 
 
 def fired(watched: Watched, name: str) -> list[dict[str, Any]]:

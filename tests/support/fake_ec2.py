@@ -36,11 +36,12 @@ SSH_CIDR = "203.0.113.7/32"
 
 @dataclass(frozen=True)
 class Call:
-    """One API call: its caller, its action, and its parameters in the query protocol."""
+    """One API call: its caller, its action, its parameters in the query protocol, and whether it was refused."""
 
     caller: str
     action: str
     parameters: dict[str, str]
+    refused: bool = False
 
 
 @dataclass
@@ -53,6 +54,8 @@ class Account:
     outputs: dict[str, str] = field(default_factory=dict)
     resources: dict[str, str] = field(default_factory=dict)
     subnets: list[str] = field(default_factory=list)
+    # While set, the code and message with which EC2 refuses to launch workers.
+    refusal: tuple[str, str] | None = None
 
     def client(self, service: str) -> Any:
         """A client with the account's own credentials."""
@@ -87,8 +90,13 @@ class Account:
         return [call.parameters for call in self.calls if call.action == action and call.caller != AWS]
 
 
-def _recorder(application: Callable[..., Any], calls: list[Call]) -> Callable[..., Any]:
-    """Wrap an application to record its calls."""
+REFUSAL = (
+    '<?xml version="1.0"?><Response><Errors><Error><Code>{}</Code><Message>{}</Message></Error></Errors></Response>'
+)
+
+
+def _recorder(application: Callable[..., Any], made: Account) -> Callable[..., Any]:
+    """Wrap an application to record its calls, and to refuse launches."""
 
     def answer(environ: dict[str, Any], start_response: Any) -> Any:
         authorization = environ.get("HTTP_AUTHORIZATION", "")
@@ -103,7 +111,11 @@ def _recorder(application: Callable[..., Any], calls: list[Call]) -> Callable[..
                 environ["wsgi.input"] = io.BytesIO(body)
                 parameters = dict(urllib.parse.parse_qsl(body.decode()))
                 action = parameters.get("Action") or environ.get("HTTP_X_AMZ_TARGET", "").rpartition(".")[2]
-            calls.append(Call(caller, f"{service}:{action}", parameters))
+            refused = action == "RunInstances" and caller == HEAD and made.refusal is not None
+            made.calls.append(Call(caller, f"{service}:{action}", parameters, refused))
+            if made.refusal and refused:
+                start_response("500 Internal Server Error", [("Content-Type", "text/xml")])
+                return [REFUSAL.format(*made.refusal).encode()]
             if action == "RunInstances":
                 # EC2 launches as many instances as its capacity allows, up to the maximum; moto launches the minimum.
                 full = parameters | {"MinCount": parameters["MaxCount"]}
@@ -127,7 +139,7 @@ def account() -> Iterator[Account]:
     with ssh_hosts.network() as network:
         port = free_port()
         made = Account(network, f"http://{network.gateway}:{port}")
-        application = _recorder(DomainDispatcherApplication(create_backend_app), made.calls)
+        application = _recorder(DomainDispatcherApplication(create_backend_app), made)
         stop = threading.Event()
         with serving(application, network.gateway, port), ThreadPoolExecutor(1) as pool:
             _deploy(made)

@@ -107,6 +107,9 @@ def test_every_command_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -> No
             assert all((ROOT / name).exists() for name in re.findall(r"[\w-]+\.txt", " ".join(words))), words
             continue
         arguments = words[modules.index(scripts[0]) + 1 :]
+        if scripts[0] == "cluster/submit.sh" and arguments[1:2] in (["--attach"], ["--stop"]):
+            assert len(arguments) == 3, words
+            continue
         if scripts[0] == "cluster/submit.sh" and arguments[1:2] == ["tune.py"]:
             scripts, arguments = ["ray_app/tune.py"], arguments[2:]
         if scripts[0] in CONFIGS and "--help" not in arguments:
@@ -120,6 +123,7 @@ def test_every_command_parses(page: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_every_flag_in_the_text_exists(page: Path) -> None:
     scripts = [file for file in files() if file in CONFIGS or re.match(r"(cluster|benchmarks)/.*\.py", file)]
     known = {name for script in scripts for name in known_flags(script)} | FOREIGN_FLAGS | {"--help"}
+    known |= set(re.findall(r"(--[\w-]+)", (ROOT / "cluster" / "submit.sh").read_text()))
     named = {word for span in code_spans(page) if span.startswith("--") for word in span.split() if word[:2] == "--"}
     assert named <= known
 
@@ -157,9 +161,9 @@ def test_path_of_a_batch_names_eleven_files_and_their_functions() -> None:
 
 
 def test_troubleshooting_messages_exist_in_the_code() -> None:
-    texts = [(ROOT / file).read_text() for file in files() if file.startswith("cluster/") and file.endswith(".sh")]
+    texts = [(ROOT / file).read_text() for file in files() if re.match(r"cluster/.*\.(sh|yaml)$", file)]
     for file in files():
-        if re.match(r"(ray_app|sagemaker_entry)/.*\.py", file):
+        if re.match(r"(ray_app|cluster|sagemaker_entry)/.*\.py", file):
             for node in ast.walk(ast.parse((ROOT / file).read_text())):
                 parts = node.values if isinstance(node, ast.JoinedStr) else [node]
                 texts.append("\0".join(str(part.value) for part in parts if isinstance(part, ast.Constant)))

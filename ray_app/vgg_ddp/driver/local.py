@@ -9,6 +9,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from vgg_ddp.compat.ray_train import hidden_gpus
+from vgg_ddp.compat.torch_store import listen_on_master_address_only
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.driver.attempt import Attempt
 from vgg_ddp.driver.signals import SignalWatch, stop_signals
@@ -28,6 +29,9 @@ def choose_device(config: TrainConfig) -> bool:
         UsageError: the same in all processes, if --device gpu requires GPUs that one of them cannot use.
     """
     config.check_batch(torchrun.world_size())
+    if torchrun.world_size() > 1:
+        # Before torch connects the processes.
+        listen_on_master_address_only()
     if config.device != "cpu":
         own = find_gpus(torchrun.local_world_size())
         found = [json.loads(gpus) for gpus in torchrun.gather("gpus", json.dumps([own.count, own.problem]))]

@@ -3,7 +3,7 @@
 import sys
 import time
 import uuid
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 
 import ray
@@ -14,6 +14,7 @@ from vgg_ddp.driver import cluster
 from vgg_ddp.driver.attempt import Attempt, announce, with_batch_size
 from vgg_ddp.driver.cluster import Placement
 from vgg_ddp.driver.conclude import conclude, interrupted
+from vgg_ddp.driver.launch_failures import printed_launch_failures
 from vgg_ddp.driver.ray_environment import INITIALIZED, LOCAL
 from vgg_ddp.driver.signals import InterruptedRunError, StopFlag, call_interruptibly, interrupt_on_signals
 from vgg_ddp.driver.trainer import build_trainer
@@ -23,7 +24,7 @@ from vgg_ddp.observe.mlflow import recorded
 from vgg_ddp.observe.terminal import Follower
 from vgg_ddp.result import RunResult
 from vgg_ddp.run.runs import lock_file
-from vgg_ddp.worker.failures import describe
+from vgg_ddp.worker.failures import describe, diverged_outcome
 
 
 def train_on_cluster(attempt: Attempt, address: str) -> RunResult:
@@ -57,7 +58,7 @@ def _train(attempt: Attempt, address: str, afterwards: ExitStack) -> RunResult:
             print(f"Dashboard: http://{dashboard_url} (its token: ray get-auth-token)")
         kind = "GPU" if placement.use_gpu else "CPU"
         print(f"Workers:   {placement.num_workers} on {kind}, starting", flush=True)
-        with Follower(run, phases["command"], attempt.show_bar):
+        with Follower(run, phases["command"], attempt.show_bar), _notes_of_the_autoscaler(address):
             outcome = _fit(replace(attempt, run=run), inputs, placement, address)
         return conclude(run, outcome)
     except InterruptedRunError as error:
@@ -65,6 +66,10 @@ def _train(attempt: Attempt, address: str, afterwards: ExitStack) -> RunResult:
     finally:
         if address != INITIALIZED:
             ray.shutdown()
+
+
+def _notes_of_the_autoscaler(address: str) -> AbstractContextManager[None]:
+    return nullcontext() if address == LOCAL else printed_launch_failures()
 
 
 def _fit(attempt: Attempt, inputs: Inputs, placement: Placement, address: str) -> Outcome | TrainingFailedError:
@@ -93,6 +98,8 @@ def _fit(attempt: Attempt, inputs: Inputs, placement: Placement, address: str) -
     try:
         result = call_interruptibly(trainer.fit, stop_flag.raise_flag, is_shared=address == INITIALIZED)
     except TrainingFailedError as error:
+        if diverged := diverged_outcome(error):
+            return diverged
         failures = getattr(error, "worker_failures", None)
         print(describe(failures) if failures else str(error), file=sys.stderr)
         return error

@@ -78,9 +78,6 @@ def _store() -> Any:
     """The key-value store in which torch will connect the processes."""
     from torch.distributed.rendezvous import rendezvous
 
-    from vgg_ddp.compat.torch_store import listen_on_master_address_only
-
-    listen_on_master_address_only()
     store, _, _ = next(rendezvous("env://"))
     return store
 

@@ -25,10 +25,12 @@ class Saver:
 
     Attributes:
         failure: why a required file could not be written. A restart would use the same storage, so the run must end.
+        checkpoint_time: when the newest complete checkpoint was taken, or this saver was made, in seconds since 1970.
     """
 
     def __init__(self, run: Folder, rank: int) -> None:
         self.failure: str | None = None
+        self.checkpoint_time = time.time()
         self._run = run
         self._rank = rank
         self._writer = ThreadPoolExecutor(1)
@@ -79,11 +81,13 @@ class Saver:
                     beat()
                 self._checkpoint.result()
             if not self.failure:
-                self._checkpoint = self._writer.submit(self._write_checkpoint, snapshot)
+                self._checkpoint = self._writer.submit(self._write_checkpoint, snapshot, time.time())
 
-    def _write_checkpoint(self, snapshot: checkpoint.State) -> None:
+    def _write_checkpoint(self, snapshot: checkpoint.State, taken_at: float) -> None:
         name = checkpoint.new_name(snapshot["step"])
         self.write_reliably(lambda: checkpoint.write(self._run, name, snapshot))
+        if not self.failure:
+            self.checkpoint_time = taken_at
 
     def wait(self) -> None:
         """Wait for the background thread to finish all writes."""

@@ -20,6 +20,7 @@ from vgg_ddp.run.summary import row_to_keep
 from vgg_ddp.weights.model_file import write_model
 from vgg_ddp.worker.ddp import from_all_ranks
 from vgg_ddp.worker.decisions import Decision
+from vgg_ddp.worker.failures import report_diverged
 from vgg_ddp.worker.graphs import GraphedSteps
 from vgg_ddp.worker.hangs import hung_ranks_named
 from vgg_ddp.worker.optimizers import lr_factor
@@ -42,6 +43,8 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
     worker.saver.wait()
     if outcome is None and worker.rank == 0 and not worker.saver.failure:
         write_results(worker, state)
+    if outcome and outcome.kind == "diverged" and not settings["job"].is_local:
+        report_diverged(outcome)
     if worker.saver.failure:
         return Outcome("unsaved", worker.saver.failure, state.step)
     return outcome or test_outcome or Outcome("finished", step=state.step)
@@ -184,7 +187,14 @@ def measure(worker: Worker, state: TrainState, split: EvaluationSplit) -> Row | 
 def act_on(decision: Decision, worker: Worker, state: TrainState, is_last: bool) -> Outcome | None:
     """Do what all ranks have decided; an outcome if that ends the run."""
     worker.telemetry.mark("communication")
-    worker.telemetry.show({"step": state.step, "workers": worker.world_size})
+    worker.telemetry.show(
+        {
+            "step": state.step,
+            "workers": worker.world_size,
+            "checkpoint_time": worker.saver.checkpoint_time,
+            "checkpoint_every_seconds": worker.config.checkpoint_every_seconds,
+        }
+    )
     if worker.telemetry.progress_is_due():
         # Only rank 0's loss: a progress bar is not worth a collective.
         worker.telemetry.write_progress(

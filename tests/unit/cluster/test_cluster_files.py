@@ -1,13 +1,11 @@
-"""The cluster files, parsed as Ray and CloudFormation parse them."""
+"""The cluster files for EC2, for machines you reach by SSH, and for Kubernetes."""
 
 import gzip
 import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import moto
@@ -16,59 +14,15 @@ import ray
 import yaml
 from packaging.requirements import Requirement
 
+from support.cluster_files import AWS, CLUSTER, RESOURCES, TEMPLATES, with_efa
 from support.command import ROOT
 from vgg_ddp.driver.signals import SECONDS_TO_SAVE
 
-CLUSTER = ROOT / "cluster"
 SCHEMA = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
-AWS = yaml.safe_load((CLUSTER / "aws.yaml").read_text())
-NODE_TYPES: dict[str, dict[str, Any]] = {
-    name: node_type["node_config"] for name, node_type in AWS["available_node_types"].items()
-}
-TEMPLATES = ("HeadTemplate", "WorkerTemplate", "EfaTemplate")
-
-
-class _Template(yaml.SafeLoader):
-    """CloudFormation's YAML: a tag such as !Sub becomes {"Sub": ...}."""
-
-
-def _function(loader: _Template, suffix: str, node: yaml.Node) -> dict[str, Any]:
-    if isinstance(node, yaml.SequenceNode):
-        return {suffix: loader.construct_sequence(node, deep=True)}
-    assert isinstance(node, yaml.ScalarNode)
-    return {suffix: loader.construct_scalar(node)}
-
-
-_Template.add_multi_constructor("!", _function)
-INFRA = yaml.load((CLUSTER / "infra.yaml").read_text(), Loader=_Template)
-RESOURCES: dict[str, dict[str, Any]] = INFRA["Resources"]
-
-
-def statements() -> list[dict[str, Any]]:
-    """All statements that grant a permission to a role."""
-    roles = [RESOURCES[name]["Properties"] for name in ("HeadRole", "WorkerRole")]
-    documents = [policy["PolicyDocument"] for role in roles for policy in role.get("Policies", [])]
-    documents += [RESOURCES[name]["Properties"]["PolicyDocument"] for name in ("BucketAccess", "SessionManagerAccess")]
-    return [statement for document in documents for statement in document["Statement"]]
 
 
 def test_aws_yaml_matches_the_schema_of_rays_launcher() -> None:
     jsonschema.validate(AWS, SCHEMA)
-
-
-def test_template_passes_cfn_lint() -> None:
-    command = [str(Path(sys.executable).with_name("cfn-lint")), str(CLUSTER / "infra.yaml")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
-def with_efa() -> dict[str, Any]:
-    """aws.yaml with the lines of efa_spot uncommented."""
-    text = (CLUSTER / "aws.yaml").read_text()
-    start = text.index("  # efa_spot:")
-    end = text.index("\n\n", start)
-    config: dict[str, Any] = yaml.safe_load(text[:start] + text[start:end].replace("  # ", "  ") + text[end:])
-    return config
 
 
 def test_every_node_uses_a_launch_template_of_the_stack() -> None:
@@ -92,20 +46,6 @@ def test_every_node_uses_a_launch_template_of_the_stack() -> None:
         kind["node_config"]["LaunchTemplate"]["Version"] == "$Latest"
         for kind in config["available_node_types"].values()
     )
-
-
-@pytest.mark.parametrize("name", TEMPLATES)
-def test_every_template_requires_imdsv2_and_has_encrypted_gp3_disks(name: str) -> None:
-    node = RESOURCES[name]["Properties"]["LaunchTemplateData"]
-    assert node["MetadataOptions"] == {
-        "HttpEndpoint": "enabled",
-        "HttpTokens": "required",
-        "HttpPutResponseHopLimit": 1,
-    }
-    for disk in node["BlockDeviceMappings"]:
-        assert (disk["Ebs"]["VolumeType"], disk["Ebs"]["Encrypted"]) == ("gp3", True)
-        assert disk["Ebs"]["DeleteOnTermination"] is True
-    assert node["InstanceInitiatedShutdownBehavior"] == "terminate"
 
 
 def test_head_is_on_demand_and_runs_no_tasks_and_up_to_four_workers_are_spot_instances() -> None:
@@ -140,20 +80,6 @@ def test_worker_resources_match_their_instance_types() -> None:
             instance = described[node_type["node_config"]["InstanceType"]]
             (gpus,) = instance["GpuInfo"]["Gpus"]
             assert node_type["resources"] == {"CPU": instance["VCpuInfo"]["DefaultVCpus"], "GPU": gpus["Count"]}
-
-
-def test_only_the_head_has_the_role_that_launches_instances() -> None:
-    profiles = {
-        name: RESOURCES[name]["Properties"]["LaunchTemplateData"]["IamInstanceProfile"]["Name"]["Ref"]
-        for name in TEMPLATES
-    }
-    assert profiles == {
-        "HeadTemplate": "HeadProfile",
-        "WorkerTemplate": "WorkerProfile",
-        "EfaTemplate": "WorkerProfile",
-    }
-    assert RESOURCES["WorkerRole"]["Properties"].get("Policies") is None
-    assert RESOURCES["WorkerRole"]["Properties"]["ManagedPolicyArns"] == [{"Ref": "BucketAccess"}]
 
 
 def test_dashboard_is_on_loopback_and_the_token_is_required_from_the_start() -> None:
@@ -240,53 +166,6 @@ def test_new_node_gets_a_virtual_environment_even_while_apt_is_busy(has_venv: bo
     assert (tmp_path / "vgg-ddp" / "bin" / "pip").exists()
     install = "apt-get -o DPkg::Lock::Timeout=300 install -y python3-venv"
     assert calls.read_text().splitlines() == ([] if has_venv else ["apt-get update"] * 3 + [install])
-
-
-def test_only_ssh_from_one_network_is_allowed() -> None:
-    assert "SecurityGroupIngress" not in RESOURCES["SecurityGroup"]["Properties"]
-    rules = [name for name, resource in RESOURCES.items() if resource["Type"] == "AWS::EC2::SecurityGroupIngress"]
-    assert rules == ["Ssh", "FromNodes"]
-    ssh = RESOURCES["Ssh"]["Properties"]
-    assert (ssh["FromPort"], ssh["ToPort"], ssh["CidrIp"]) == (22, 22, {"Ref": "SshCidr"})
-    assert RESOURCES["FromNodes"]["Properties"]["SourceSecurityGroupId"] == {"Ref": "SecurityGroup"}
-    pattern = INFRA["Parameters"]["SshCidr"]["AllowedPattern"]
-    assert re.fullmatch(pattern, "203.0.113.7/32")
-    assert re.fullmatch(pattern, "none")
-    assert not re.fullmatch(pattern, "0.0.0.0/0")
-    assert "Default" not in INFRA["Parameters"]["SshCidr"]
-
-
-def test_roles_have_no_wildcard_actions_or_resources() -> None:
-    for statement in statements():
-        actions = statement["Action"]
-        assert "*" not in "".join([actions] if isinstance(actions, str) else actions)
-        if statement["Resource"] == "*":
-            # AWS cannot restrict these to specific resources.
-            assert statement["Sid"] in ("DescribeInstances", "SessionManager")
-    for name in ("HeadRole", "WorkerRole"):
-        assert RESOURCES[name]["Properties"]["ManagedPolicyArns"] == [{"Ref": "BucketAccess"}]
-
-
-def test_head_can_only_change_instances_of_its_own_cluster() -> None:
-    by_id = {statement["Sid"]: statement for statement in statements()}
-    own = {"StringEquals": {"aws:ResourceTag/ray-cluster-name": {"Ref": "AWS::StackName"}}}
-    assert by_id["OwnInstances"]["Condition"] == own
-    assert all("Condition" in by_id[name] for name in ("LaunchWorkers", "LaunchWithEncryptedDisks", "TagAtLaunch"))
-    assert by_id["PassWorkerRole"]["Resource"] == {"GetAtt": "WorkerRole.Arn"}
-
-
-def test_bucket_is_encrypted_private_and_retained() -> None:
-    bucket = RESOURCES["Bucket"]
-    assert bucket["DeletionPolicy"] == "Retain"
-    properties = bucket["Properties"]
-    (rule,) = properties["BucketEncryption"]["ServerSideEncryptionConfiguration"]
-    assert rule == {"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
-    assert set(properties["PublicAccessBlockConfiguration"].values()) == {True}
-    assert properties["VersioningConfiguration"] == {"Status": "Enabled"}
-    rules = {rule["Id"]: rule for rule in properties["LifecycleConfiguration"]["Rules"]}
-    assert rules["expire-old-versions"]["NoncurrentVersionExpiration"] == {"NoncurrentDays": 30}
-    actions = RESOURCES["BucketAccess"]["Properties"]["PolicyDocument"]["Statement"][1]["Action"]
-    assert "s3:DeleteObjectVersion" not in actions
 
 
 def test_local_yaml_matches_the_schema_and_starts_like_aws_yaml() -> None:

@@ -1,6 +1,7 @@
 """Files that are written during training."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -35,6 +36,24 @@ def test_only_rank_zero_writes(run: Folder) -> None:
     saver.save(make_state(1, torch.zeros(3)))
     saver.wait()
     assert not run.exists()
+
+
+def test_checkpoint_time_is_that_of_the_newest_complete_checkpoint(
+    run: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "RETRY_DELAYS", ())
+    saver = Saver(run, rank=0)
+    started_at = saver.checkpoint_time
+    saver.save(make_state(1, torch.zeros(3)))
+    saver.wait()
+    saved_at = saver.checkpoint_time
+    assert started_at < saved_at <= time.time()
+    # The next one cannot be written.
+    run.delete("")
+    block(run)
+    saver.save(make_state(2, torch.zeros(3)))
+    saver.wait()
+    assert saver.failure and saver.checkpoint_time == saved_at
 
 
 def block(run: Folder) -> Folder:
