@@ -20,6 +20,7 @@ CONFIGS = {
     "ray_app/main.py": make_flags.TrainConfig,
     "ray_app/tune.py": make_flags.SweepConfig,
     "cluster/submit.sh": make_flags.TrainConfig,
+    "cluster/slurm.sbatch": make_flags.TrainConfig,
     "ray_app/prepare.py": make_flags.PrepareConfig,
     "ray_app/predict.py": make_flags.PredictConfig,
     "ray_app/compare.py": make_flags.CompareConfig,
@@ -29,13 +30,11 @@ CONFIGS = {
 }
 # Programs that the pages may run besides the files of this repository.
 PROGRAMS = (
-    *("aws", "export", "kubectl", "mlflow", "mypy", "pip", "pytest", "ray", "ruff", "serve"),
+    *("aws", "docker", "export", "kubectl", "mlflow", "mypy", "pip", "pytest", "ray", "ruff", "scancel", "serve"),
     *("sudo", "tensorboard", "uv", "zip"),
 )
 # Flags of other programs that the text mentions.
 FOREIGN_FLAGS = {"--foreground", "--shm-size=...", "--standalone"}
-# Files that commands create.
-GENERATED = {"cluster/aws.rendered.yaml"}
 # Parts of messages that come from Ray and the operating system.
 FOREIGN_MESSAGES = {"Failed to connect to Ray cluster", "InvalidAuthToken", "No space left on device"}
 
@@ -130,7 +129,7 @@ def test_every_flag_in_the_text_exists(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_every_path_exists(page: Path) -> None:
-    for span in set(code_spans(page)) - GENERATED:
+    for span in set(code_spans(page)):
         if re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./-]*", span):
             assert (ROOT / span).exists(), span
         elif re.fullmatch(r"[\w/]+\.(py|sh|yaml|svg)", span):

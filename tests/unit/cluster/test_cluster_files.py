@@ -12,10 +12,8 @@ import moto
 import pytest
 import ray
 import yaml
-from packaging.requirements import Requirement
 
 from support.cluster_files import AWS, CLUSTER, RESOURCES, TEMPLATES, with_efa
-from support.command import ROOT
 from vgg_ddp.driver.signals import SECONDS_TO_SAVE
 
 SCHEMA = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
@@ -116,10 +114,6 @@ def test_stopped_job_has_time_to_save_a_checkpoint() -> None:
         (start,) = [command for command in commands if "ray start" in command]
         waits = re.search(r"export .*RAY_JOB_STOP_WAIT_TIME_S=(\d+)\b.*;.*ray start", start)
         assert waits and int(waits[1]) > SECONDS_TO_SAVE
-    job = yaml.safe_load((CLUSTER / "kuberay.yaml").read_text())
-    (container,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
-    (wait,) = [entry["value"] for entry in container["env"] if entry["name"] == "RAY_JOB_STOP_WAIT_TIME_S"]
-    assert int(wait) > SECONDS_TO_SAVE
 
 
 def test_code_is_not_mounted() -> None:
@@ -179,21 +173,3 @@ def test_local_yaml_matches_the_schema_and_starts_like_aws_yaml() -> None:
         (start,) = config["head_start_ray_commands"]
         assert start.index("ray job list") < start.index("else ray stop --force;") < start.index("ray start")
     assert set(local["file_mounts"].values()) == {"~/.ray/auth_token", "requirements-train.txt", "constraints.txt"}
-
-
-def test_kubernetes_job_runs_the_same_command_with_a_token_on_the_same_ray_version() -> None:
-    job = yaml.safe_load((CLUSTER / "kuberay.yaml").read_text())
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    assert re.match(r"python \S*ray_app/main\.py ", job["spec"]["entrypoint"])
-    cluster = job["spec"]["rayClusterSpec"]
-    assert cluster["authOptions"] == {"mode": "token"}
-    (pin,) = [line for line in (ROOT / "requirements-train.txt").read_text().splitlines() if line.startswith("ray[")]
-    assert Requirement(pin).specifier.contains(cluster["rayVersion"])
-    assert f"rayproject/ray:{cluster['rayVersion']}-" in (CLUSTER / "kuberay.yaml").read_text()
-    assert cluster["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
-    (workers,) = cluster["workerGroupSpecs"]
-    assert workers["minReplicas"] <= workers["replicas"] <= workers["maxReplicas"]
-    for group in (cluster["headGroupSpec"], workers):
-        (container,) = group["template"]["spec"]["containers"]
-        # Ray uses a container's limits as the node's resources.
-        assert container["resources"]["requests"] == container["resources"]["limits"]
