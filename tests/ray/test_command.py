@@ -23,7 +23,9 @@ from support.command import (
     open_to_the_network,
     run_main,
     run_on_terminal,
+    started,
     wait_until,
+    where_the_name_is_public,
 )
 
 FLAGS = ("--recipe", "classic", "--precision", "fp32", "--lr", 0.02)
@@ -105,17 +107,19 @@ def test_predict_reproduces_the_accuracy_of_training(two_worker_run: tuple[Path,
 def test_torchrun_trains_the_same_weights_as_two_ray_workers(
     two_worker_run: tuple[Path, str], tiny_data: Path, tmp_path: Path
 ) -> None:
-    torchrun = Path(sys.executable).with_name("torchrun")
     flags = ["--num-workers", 0, "--data", tiny_data, "--epochs", 2, "--run-name", "torchrun", *FLAGS]
-    command = [torchrun, "--nproc-per-node=2", MAIN, *flags]
-    result = subprocess.run(
-        [str(part) for part in command], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    torchrun = Path(sys.executable).with_name("torchrun")
+    command = [str(part) for part in (torchrun, "--nproc-per-node=2", MAIN, *flags)]
+    log = tmp_path / "log"
+    with started(tmp_path, where_the_name_is_public(command, tmp_path), log) as process:
+        wait_until(lambda: "Started:" in log.read_text() or process.poll() is not None)
+        # torchrun itself hosts the store of the processes, and listens on all interfaces.
+        assert all("/torchrun" in command for command in open_to_the_network(tmp_path.name))
+        assert process.wait(PATIENCE) == 0, log.read_text()
     assert (tmp_path / "runs/torchrun/model.safetensors").read_bytes() == (
         two_worker_run[0] / "model.safetensors"
     ).read_bytes()
-    assert "Reported metrics" not in result.stderr
+    assert "Reported metrics" not in log.read_text()
 
 
 def test_finished_run_is_not_repeated_and_more_epochs_train_it_further(
@@ -157,7 +161,7 @@ def test_interrupted_ray_run_ends_in_time_and_resumes_to_the_same_weights(
     signal_number: int, exit_code: int, two_worker_run: tuple[Path, str], tiny_data: Path, tmp_path: Path
 ) -> None:
     flags = ["--num-workers", 2, "--data", tiny_data, "--epochs", 2, "--run-name", "stopped", *FLAGS]
-    command = [sys.executable, str(MAIN), *map(str, flags)]
+    command = where_the_name_is_public([sys.executable, str(MAIN), *map(str, flags)], tmp_path)
     environment = os.environ | {MARK: tmp_path.name}
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from vgg_ddp.driver.signals import SignalWatch, stop_signals
 from vgg_ddp.job import Inputs, Job, Outcome
 from vgg_ddp.machine import torchrun
 from vgg_ddp.machine.gpus import fall_back, find_gpus
+from vgg_ddp.machine.loopback import GLOO_ON_LOOPBACK
 from vgg_ddp.observe.terminal import Follower
 from vgg_ddp.worker.train import train_loop
 
@@ -32,6 +34,8 @@ def choose_device(config: TrainConfig) -> bool:
     if torchrun.world_size() > 1:
         # Before torch connects the processes.
         listen_on_master_address_only()
+        if torchrun.world_size() == torchrun.local_world_size():
+            os.environ |= GLOO_ON_LOOPBACK | os.environ
     if config.device != "cpu":
         own = find_gpus(torchrun.local_world_size())
         found = [json.loads(gpus) for gpus in torchrun.gather("gpus", json.dumps([own.count, own.problem]))]

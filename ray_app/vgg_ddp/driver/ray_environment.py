@@ -9,6 +9,7 @@ from vgg_ddp.driver.ray_files import choose_temporary_folder, provide_token
 from vgg_ddp.flags import UsageError
 from vgg_ddp.machine import malloc
 from vgg_ddp.machine.code import PACKAGE
+from vgg_ddp.machine.loopback import GLOO_ON_LOOPBACK
 
 # INITIALIZED: the cluster that this process has joined already.
 LOCAL, AUTO, INITIALIZED = "local", "auto", "initialized"
@@ -34,6 +35,7 @@ LOCAL_DEFAULTS = {
     # Avoids starting an actor whose records would be lost when the run ends.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
     **ray_variables.LOOPBACK_ONLY,
+    **GLOO_ON_LOOPBACK,
     **ray_variables.NO_PREEMPTION_WATCHER,
     **malloc.ENVIRONMENT,
 }
