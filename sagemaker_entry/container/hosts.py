@@ -101,9 +101,11 @@ def count_gpus() -> int:
 def network_environment(cluster: Cluster, environment: Mapping[str, str], has_efa: bool) -> dict[str, str]:
     """Network settings of NCCL, Gloo and libfabric for this host, except variables that the job already set."""
     if len(cluster.hosts) == 1:
-        return {}
-    settings = {"NCCL_SOCKET_IFNAME": cluster.interface, "GLOO_SOCKET_IFNAME": cluster.interface}
-    if has_efa:
+        # Nothing outside needs to reach the workers.
+        settings = {"GLOO_SOCKET_IFNAME": "lo"}
+    else:
+        settings = {"NCCL_SOCKET_IFNAME": cluster.interface, "GLOO_SOCKET_IFNAME": cluster.interface}
+    if has_efa and len(cluster.hosts) > 1:
         # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/efa-start-nccl.html
         settings["FI_PROVIDER"] = "efa"
         if cluster.current.instance_type.startswith(RDMA_INSTANCES):

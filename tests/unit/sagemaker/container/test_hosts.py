@@ -89,6 +89,8 @@ def test_network_settings_use_this_hosts_interface_and_keep_the_jobs_own(tmp_pat
     cluster = cluster_of(tmp_path, "algo-1", TWO_GROUPS)
     assert network_environment(cluster, {"NCCL_SOCKET_IFNAME": "eth7"}, has_efa=False) == {"GLOO_SOCKET_IFNAME": "eth0"}
     assert network_environment(cluster, {}, has_efa=True)["FI_PROVIDER"] == "efa"
+    alone = cluster_of(tmp_path, "algo-1", {"all": ("ml.g5.12xlarge", ["algo-1"])})
+    assert network_environment(alone, {}, has_efa=True) == {"GLOO_SOCKET_IFNAME": "lo"}
     assert "FI_EFA_USE_DEVICE_RDMA" not in network_environment(cluster, {}, has_efa=True)
     large = cluster_of(tmp_path, "algo-1", {"all": ("ml.p4d.24xlarge", ["algo-1", "algo-2"])})
     assert network_environment(large, {}, has_efa=True)["FI_EFA_USE_DEVICE_RDMA"] == "1"
