@@ -99,7 +99,8 @@ def train(fit: Fit, runs: Folder) -> Train:
             return fit(*arguments, **settings)[0].return_value, read_metrics(rows)
         except TrainingFailedError as error:
             outcome = diverged_outcome(error)
-            assert outcome, error
+            if not outcome:
+                raise
             return outcome, read_metrics(rows)
 
     return run
