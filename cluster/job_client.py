@@ -70,7 +70,7 @@ class Connection:
     def _reconnect(self, error: Exception) -> None:
         if self._lost_at is None:
             self._lost_at = time.monotonic()
-            note(f"lost the connection ({one_line(error)}); reconnecting, while the job goes on")
+            note(f"lost the connection ({one_line(error)}); reconnecting; the job continues")
         while time.monotonic() - self._lost_at < SECONDS_UNTIL_GIVING_UP:
             time.sleep(SECONDS_BETWEEN_ATTEMPTS)
             try:
@@ -102,7 +102,7 @@ class Log:
         except OSError as error:
             # The interpreter would try to write the rest once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise EndError(f"the output cannot be written: {error}; the job goes on") from error
+            raise EndError(f"the output cannot be written: {error}; the job continues") from error
 
     def skip(self, text: str) -> None:
         """Count the text, which is the output so far, as shown."""

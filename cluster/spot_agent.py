@@ -83,19 +83,25 @@ class Metadata:
             return str(response.read().decode())
 
 
+def call(*command: str) -> bool:
+    """Run a command; return whether it succeeded, and log what it prints if it fails."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        logger.warning("%s: %s", " ".join(command), error)
+        return False
+    if result.returncode:
+        logger.warning("%s: %s", " ".join(command), (result.stdout + result.stderr).strip()[-1000:])
+    return result.returncode == 0
+
+
 def drain(action: str, at: datetime) -> bool:
     """Ask Ray to drain this node by a deadline; return whether Ray accepted."""
     seconds_left = max(1, int((at - datetime.now(UTC)).total_seconds()) - RESERVE_SECONDS)
     command = ["ray", "drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
     command += ["--reason-message", f"EC2 will {action} this spot instance at {at.isoformat()}"]
     command += ["--deadline-remaining-seconds", str(seconds_left)]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        logger.warning("could not drain: %s", error)
-        return False
-    if result.returncode:
-        logger.warning("could not drain: %s", (result.stdout + result.stderr).strip()[-1000:])
+    if not call(*command):
         return False
     logger.info("draining: EC2 will %s this instance in %d s", action, seconds_left)
     return True
@@ -117,17 +123,6 @@ class Head:
             return time.monotonic() - self._seen > self._lost_seconds
         self._seen = time.monotonic()
         return False
-
-
-def call(*command: str) -> None:
-    """Run a command; log what it prints if it fails."""
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_LIMIT_SECONDS)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        logger.warning("%s: %s", " ".join(command), error)
-        return
-    if result.returncode:
-        logger.warning("%s: %s", " ".join(command), (result.stdout + result.stderr).strip()[-1000:])
 
 
 def watch(metadata: Metadata, head: Head, poll_seconds: float) -> None:

@@ -103,9 +103,10 @@ def network_environment(cluster: Cluster, environment: Mapping[str, str], has_ef
     if len(cluster.hosts) == 1:
         # Nothing outside needs to reach the workers.
         settings = {"GLOO_SOCKET_IFNAME": "lo"}
+        has_efa = False
     else:
         settings = {"NCCL_SOCKET_IFNAME": cluster.interface, "GLOO_SOCKET_IFNAME": cluster.interface}
-    if has_efa and len(cluster.hosts) > 1:
+    if has_efa:
         # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/efa-start-nccl.html
         settings["FI_PROVIDER"] = "efa"
         if cluster.current.instance_type.startswith(RDMA_INSTANCES):

@@ -20,7 +20,7 @@ Files = dict[str, pa.Table]
 
 
 def write_sample_in_row_groups(folder: Path, *files: tuple[int, int]) -> Path:
-    """Write training images of the sample to files of so many rows, in row groups of so many, and 30 test images."""
+    """Write training images of the sample to files, each given by its rows and row group size, and 30 test images."""
     train, first = pq.read_table(SAMPLE / "train.parquet"), 0
     for index, (rows, row_group_size) in enumerate(files):
         pq.write_table(train.slice(first, rows), folder / f"train-{index}.parquet", row_group_size=row_group_size)

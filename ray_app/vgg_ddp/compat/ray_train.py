@@ -36,18 +36,15 @@ class LeanTrainer(TorchTrainer):  # type: ignore[misc]
     def __init__(self, *arguments: Any, own_cluster: bool, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._own_cluster = own_cluster
-        self._datasets, self._cleaner = _find(DATASETS), _find(CLEANER)
+        self._unused = tuple(filter(None, map(_find, (DATASETS, CLEANER))))
         if not hasattr(TorchTrainer, "_create_default_callbacks"):
             _log_slow_start("TorchTrainer._create_default_callbacks")
 
     def _create_default_callbacks(self, *arguments: Any, **options: Any) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks(*arguments, **options)
-        if self._datasets:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, self._datasets)]
-        if self._cleaner:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, self._cleaner)]
-            if not self._own_cluster:
-                callbacks.append(CleanerCallback())
+        callbacks = [callback for callback in callbacks if not isinstance(callback, self._unused)]
+        if not self._own_cluster and _find(CLEANER):
+            callbacks.append(CleanerCallback())
         return callbacks
 
 
