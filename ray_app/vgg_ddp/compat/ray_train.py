@@ -97,7 +97,8 @@ class TolerantBackend(getattr(TorchConfig(), "backend_cls", object)):  # type: i
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         if worker_group.get_resources_per_worker().get("GPU") and any(worker_group.execute(_lacks_gpu)):
             backend_config = dataclasses.replace(backend_config, backend="gloo")
-        worker_group.execute(_bind_store)
+        # Only rank 0 hosts the store.
+        worker_group.execute_single(0, _bind_store)
         super().on_start(worker_group, backend_config)
 
     def on_shutdown(self, *arguments: Any, **options: Any) -> None:

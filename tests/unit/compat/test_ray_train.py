@@ -46,7 +46,9 @@ def test_workers_are_connected_with_gloo_if_one_of_them_lacks_a_gpu(monkeypatch:
     monkeypatch.setattr(TorchConfig().backend_cls, "on_start", lambda *given: chosen.append(given[2].backend))
     for resources, lacking in (({"GPU": 1}, [False, True]), ({"GPU": 1}, [False, False]), ({"CPU": 1}, [True, True])):
         workers = SimpleNamespace(
-            get_resources_per_worker=lambda resources=resources: resources, execute=lambda _, lacking=lacking: lacking
+            get_resources_per_worker=lambda resources=resources: resources,
+            execute=lambda _, lacking=lacking: lacking,
+            execute_single=lambda rank, _: rank,
         )
         TolerantBackend().on_start(workers, torch_config(30))
     # Without a value, Ray chooses NCCL for workers with GPUs.
