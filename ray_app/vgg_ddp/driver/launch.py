@@ -22,7 +22,8 @@ from vgg_ddp.machine import torchrun
 from vgg_ddp.machine.environment import check_ray_settings
 from vgg_ddp.observe.mlflow import recorded, require_mlflow
 from vgg_ddp.result import RunResult
-from vgg_ddp.run.runs import Run, locked, open_run, require_writable
+from vgg_ddp.run.lock import locked
+from vgg_ddp.run.runs import Run, open_run, require_writable
 
 if TYPE_CHECKING:
     from ray.train import UserCallback

@@ -23,7 +23,7 @@ from vgg_ddp.machine import malloc
 from vgg_ddp.observe.mlflow import recorded
 from vgg_ddp.observe.terminal import Follower
 from vgg_ddp.result import RunResult
-from vgg_ddp.run.runs import lock_file
+from vgg_ddp.run.lock import lock_file
 from vgg_ddp.worker.failures import describe, diverged_outcome
 
 

@@ -1,12 +1,9 @@
-"""Find the run to resume, or name a new one; lock its folder."""
+"""Find the run to resume, or name a new one."""
 
-import fcntl
-import os
 import secrets
 import shlex
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -187,42 +184,3 @@ def require_writable(run: Run) -> None:
         root.try_to_write(marker)
     except OSError as error:
         raise UsageError(f"--storage-path {run.config.storage_path} cannot be written: {error}") from error
-
-
-def lock_file(run: Run) -> str | None:
-    """The file that a command locks while it uses a run; None if the run folder is not on a disk.
-
-    It has two uses: `locked` prevents other commands from using the run, and a worker that cannot see the file reports
-    that its machine does not share the driver's storage.
-    """
-    root = Folder.at(run.config.storage_path)
-    return (root / f".running-{run.name}").path if root.is_local else None
-
-
-@contextmanager
-def locked(run: Run) -> Iterator[None]:
-    """Prevent other commands from using the same run within this context, if its folder is on a disk.
-
-    Raises:
-        UsageError: if another command is using it.
-    """
-    path = lock_file(run)
-    if path is None or not torchrun.is_rank_zero():
-        yield
-        return
-    with open(path, "w") as lock:
-        try:
-            # Released when this process exits for any reason.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            # Any other error means that the file system does not support locks.
-            if isinstance(error, BlockingIOError):
-                raise UsageError(
-                    f"run {run.name} in --storage-path {os.path.dirname(path)} is already running: wait for it to "
-                    "finish, or use another --run-name."
-                ) from None
-        try:
-            yield
-        finally:
-            with suppress(OSError):
-                os.unlink(path)

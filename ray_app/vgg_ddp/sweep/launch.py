@@ -16,7 +16,8 @@ from vgg_ddp.flags import UsageError
 from vgg_ddp.machine import torchrun
 from vgg_ddp.machine.environment import check_ray_settings
 from vgg_ddp.observe.mlflow import require_mlflow
-from vgg_ddp.run.runs import locked, require_writable
+from vgg_ddp.run.lock import locked
+from vgg_ddp.run.runs import require_writable
 from vgg_ddp.sweep.conclude import conclude
 from vgg_ddp.sweep.config import SweepConfig
 from vgg_ddp.sweep.sweeps import Sweep, open_sweep

@@ -1,18 +1,15 @@
 """Which run a command uses, and which of its settings may change."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from support.command import ROOT
 from vgg_ddp.config import PROGRAM, TRAJECTORY_FIELDS, TrainConfig
 from vgg_ddp.flags import UsageError, parse_flags, setting
 from vgg_ddp.run.files import Row, write_config, write_metrics
-from vgg_ddp.run.runs import Run, locked, open_run, require_writable
+from vgg_ddp.run.runs import Run, open_run, require_writable
 from vgg_ddp.run.storage import Folder
 
 MakeRows = Callable[[int], list[Row]]
@@ -261,34 +258,6 @@ def test_resume_command_omits_the_default_storage(run: Folder) -> None:
 
 def test_writable_storage_is_created_and_left_empty(open_with: Callable[..., Run], tmp_path: Path) -> None:
     require_writable(open_with("--run-name", "run"))
-    assert list((tmp_path / "runs").iterdir()) == []
-
-
-# Locks a run, reports it, and waits to be killed.
-LOCK = """
-import sys, time
-from vgg_ddp.config import TrainConfig
-from vgg_ddp.run.runs import locked, open_run
-config = TrainConfig(run_name="run", storage_path=sys.argv[1])
-with locked(open_run(config, [])):
-    print("locked", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_run_that_is_already_running_cannot_be_started(open_with: Callable[..., Run], tmp_path: Path) -> None:
-    run = open_with("--run-name", "run")
-    require_writable(run)
-    command = [sys.executable, "-c", LOCK, str(tmp_path / "runs")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT / "ray_app") as other:
-        assert other.stdout and other.stdout.readline() == "locked\n"
-        with pytest.raises(UsageError, match=r"run run in --storage-path .* is already running"), locked(run):
-            pass
-        with locked(open_with("--run-name", "another")):
-            pass
-        other.kill()
-    with locked(run):
-        assert (tmp_path / "runs" / ".running-run").exists()
     assert list((tmp_path / "runs").iterdir()) == []
 
 
