@@ -1,5 +1,6 @@
 """Training with several Ray workers."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,8 +125,26 @@ def test_no_unused_actors_run() -> None:
     assert not kinds & {"PlacementGroupCleaner", "DatasetManager", "PreemptionWatcher", "TrainStateActor"}
 
 
-def test_diverging_run_stops_all_ranks_and_names_the_step(train: Train) -> None:
-    outcome, rows = train(2, epochs=3, lr=1e30)
+def make_loop_without_space() -> Callable[..., Outcome]:
+    """The training loop on a worker that cannot write files of more than 1 MiB, such as checkpoints."""
+
+    def loop(settings: dict[str, Job]) -> Outcome:
+        import resource
+
+        from vgg_ddp.run import saver
+        from vgg_ddp.worker.train import train_loop
+
+        # The process ends with the run.
+        saver.RETRY_DELAYS = ()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return train_loop(settings)
+
+    return loop
+
+
+def test_diverging_run_stops_all_ranks_and_names_the_step_and_a_failed_checkpoint(train: Train) -> None:
+    outcome, rows = train(2, loop=make_loop_without_space(), epochs=3, lr=1e30, checkpoint_every_seconds=0.01)
     assert outcome.kind == "diverged"
     assert "epoch 1, step 2 of 10" in outcome.message
+    assert re.search(r"--precision fp32\. Also, \S+ cannot be written: .*File too large", outcome.message)
     assert rows == []

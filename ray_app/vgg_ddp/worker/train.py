@@ -9,6 +9,7 @@ all-reduce decides what all ranks do next (`decisions.py`).
 
 import math
 import time
+from dataclasses import replace
 
 import ray.train
 
@@ -43,11 +44,19 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
     worker.saver.wait()
     if outcome is None and worker.rank == 0 and not worker.saver.failure:
         write_results(worker, state)
-    if outcome and outcome.kind == "diverged" and not settings["job"].is_local:
-        report_diverged(outcome)
-    if worker.saver.failure:
-        return Outcome("unsaved", worker.saver.failure, state.step)
-    return outcome or test_outcome or Outcome("finished", step=state.step)
+    ended = outcome or test_outcome or Outcome("finished", step=state.step)
+    if failure := worker.saver.failure:
+        ended = with_failed_write(ended, failure, state.step)
+    if ended.kind == "diverged" and not settings["job"].is_local:
+        report_diverged(ended)
+    return ended
+
+
+def with_failed_write(outcome: Outcome, failure: str, step: int) -> Outcome:
+    """The outcome of a run whose storage failed as well: diverged if it did, since resuming would not help."""
+    if outcome.kind == "diverged":
+        return replace(outcome, message=f"{outcome.message}. Also, {failure}")
+    return Outcome("unsaved", failure, step)
 
 
 def train(worker: Worker, state: TrainState) -> Outcome | None:
