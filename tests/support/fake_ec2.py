@@ -93,10 +93,11 @@ class Account:
 REFUSAL = (
     '<?xml version="1.0"?><Response><Errors><Error><Code>{}</Code><Message>{}</Message></Error></Errors></Response>'
 )
+CONSOLE = "<GetConsoleOutputResponse><output>{}</output></GetConsoleOutputResponse>"
 
 
 def _recorder(application: Callable[..., Any], made: Account) -> Callable[..., Any]:
-    """Wrap an application to record its calls, and to refuse launches."""
+    """Wrap an application to record its calls, to refuse launches, and to show what the hosts print."""
 
     def answer(environ: dict[str, Any], start_response: Any) -> Any:
         authorization = environ.get("HTTP_AUTHORIZATION", "")
@@ -121,6 +122,11 @@ def _recorder(application: Callable[..., Any], made: Account) -> Callable[..., A
                 full = parameters | {"MinCount": parameters["MaxCount"]}
                 body = urllib.parse.urlencode(full).encode()
                 environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+            if action == "GetConsoleOutput":
+                log = made.network.folder / parameters["InstanceId"] / "init.log"
+                printed = log.read_bytes() if log.exists() else b""
+                start_response("200 OK", [("Content-Type", "text/xml")])
+                return [CONSOLE.format(base64.b64encode(printed).decode()).encode()]
         return application(environ, start_response)
 
     return answer
@@ -210,7 +216,10 @@ def _user_data(made: Account, name: str) -> str:
 
 
 def _boot(made: Account, name: str, instance: dict[str, Any]) -> None:
-    key = made.client("ec2").describe_key_pairs(KeyNames=[instance["KeyName"]], IncludePublicKey=True)["KeyPairs"][0]
+    public_key = None
+    if name_of_key := instance.get("KeyName"):
+        pairs = made.client("ec2").describe_key_pairs(KeyNames=[name_of_key], IncludePublicKey=True)["KeyPairs"]
+        public_key = pairs[0]["PublicKey"].strip() + "\n"
     # Not from the profile: moto sets it only on the first instance of a request, and with a delay.
     caller = WORKER if instance.get("InstanceLifecycle") == "spot" else HEAD
     expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 6 * 3600))
@@ -224,7 +233,7 @@ def _boot(made: Account, name: str, instance: dict[str, Any]) -> None:
     made.network.boot(
         name,
         instance["PrivateIpAddress"],
-        public_key=key["PublicKey"].strip() + "\n",
+        public_key=public_key,
         environment={"AWS_ENDPOINT_URL": made.endpoint},
         metadata=metadata,
         user_data=_user_data(made, name),

@@ -33,6 +33,7 @@ ip address add {imds_address}/32 dev lo
 mount --bind {folder}/hosts /etc/hosts
 mount --bind {folder}/passwd /etc/passwd
 mount --bind {folder}/online /sys/devices/system/cpu/online
+mount --bind {folder}/ssh /etc/ssh
 for hidden in {hidden}; do mount --bind {folder}/empty "$hidden"; done
 case {prefix} in /tmp/*) mkdir -p {folder}{prefix}; mount --rbind {prefix} {folder}{prefix};; esac
 mount --rbind {folder}/tmp /tmp
@@ -42,7 +43,7 @@ mkdir /run/sshd
 if [ -e /usr/sbin/shutdown ]; then mount --bind {folder}/bin/shutdown /usr/sbin/shutdown; fi
 cd /
 if [ -d {folder}/imds ]; then {python} {folder}/imds.py {imds_address} 80 {folder}/imds & fi
-if [ -f {folder}/user-data ]; then PATH={folder}/bin:$PATH sh {folder}/user-data & fi
+if [ -f {folder}/user-data ]; then {{ PATH={folder}/bin:$PATH {folder}/user-data || true; touch {folder}/booted; }} & fi
 /usr/sbin/sshd -D -e -f {folder}/sshd_config &
 while :; do wait || true; sleep 1; done
 """
@@ -51,6 +52,9 @@ while :; do wait || true; sleep 1; done
 COMMANDS_OF_HOSTS = {
     "shutdown": '#!/bin/sh\necho "$@" >> {folder}/shutdown.log\n',
     "sudo": '#!/bin/sh\nexec "$@"\n',
+    "cloud-init": """#!/bin/sh
+case $1 in status) until [ -e {folder}/booted ]; do sleep 0.1; done ;; *) echo "$@" >> {folder}/cloud-init.log ;; esac
+""",
 }
 
 SSHD_CONFIG = """ListenAddress {ip}
@@ -170,6 +174,7 @@ class Network:
         if user_data:
             folder.mkdir(parents=True)
             (folder / "user-data").write_text(user_data)
+            (folder / "user-data").chmod(0o755)
         _write_files(folder, name, ip, public_key or self.public_key, environment or {}, metadata, cpus)
         command = ["ip", "netns", "exec", f"vgg-{self.folder.name}-{name}", "unshare", "--pid", "--fork"]
         command += ["--kill-child", "--mount", "--mount-proc", "--uts", "--ipc", "bash", str(folder / "init.sh")]
@@ -209,7 +214,7 @@ def _write_files(
     cpus: int,
 ) -> None:
     home = folder / "home"
-    for path in (home, folder / "tmp", folder / "empty", folder / "bin"):
+    for path in (home, folder / "tmp", folder / "empty", folder / "bin", folder / "ssh"):
         path.mkdir(parents=True)
     (folder / "tmp").chmod(0o1777)
     for command, script in COMMANDS_OF_HOSTS.items():
