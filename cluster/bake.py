@@ -24,7 +24,7 @@ from machines import ClusterFileError, read_cluster
 
 # As in infra.yaml.
 BASE_IMAGE = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id"
-POLL_SECONDS = 5.0
+POLL_SECONDS = 3.0
 SETUP_LIMIT_SECONDS = 50 * 60
 # The instance shuts down by then, if this program no longer runs; later than that limit.
 SHUTDOWN_MINUTES = 60
@@ -43,7 +43,7 @@ base64 -d <<'END' | runuser --login {user} --command 'tar --extract --gzip'
 {commands}
 # In the background, because cloud-init writes to its folder until this script has ended.
 (
-  cloud-init status --wait > /dev/null
+  cloud-init status --wait > /dev/null || true
   cloud-init clean --logs --machine-id &&
     rm -rf /etc/ssh/ssh_host_* ~root/.ssh ~{user}/.ssh ~root/.bash_history ~{user}/.bash_history ~{user}/.cache &&
     shutdown -h now || echo "{failed}"
@@ -79,7 +79,7 @@ def user_data(config: dict[str, Any]) -> str:
     commands = [
         f"runuser --login {user} --command {shlex.quote('bash -ic ' + shlex.quote(command))}"
         for command in [*config["setup_commands"], *(config.get("head_setup_commands") or [])]
-        if not any(remote in command for remote in mounts.keys() - included)
+        if not any(remote.rstrip("/") in command for remote in mounts.keys() - included)
     ]
     return SCRIPT.format(
         minutes=SHUTDOWN_MINUTES,

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ def made() -> Iterator[Account]:
         yield account_with_stack
 
 
+@cache
+def installed_versions() -> bytes:
+    """Constraints for the host, which shares this environment, and has no network to change it."""
+    listed = [sys.executable, "-m", "pip", "list", "--format=freeze"]
+    return subprocess.run(listed, capture_output=True, check=True).stdout
+
+
 def run_bake(
     made: Account, folder: Path, setup_commands: list[str], cluster: str = STACK
 ) -> "subprocess.CompletedProcess[str]":
@@ -41,9 +49,7 @@ def run_bake(
     config["setup_commands"] += setup_commands
     (folder / "cluster.yaml").write_text(yaml.safe_dump(config))
     shutil.copy(ROOT / "requirements-train.txt", folder)
-    # The host shares this environment, and has no network to change it.
-    installed = [sys.executable, "-m", "pip", "list", "--format=freeze"]
-    (folder / "constraints.txt").write_bytes(subprocess.run(installed, capture_output=True, check=True).stdout)
+    (folder / "constraints.txt").write_bytes(installed_versions())
     (folder / "cluster").mkdir()
     shutil.copy(ROOT / "cluster" / "spot_agent.py", folder / "cluster")
     token = folder / "home" / ".ray" / "auth_token"

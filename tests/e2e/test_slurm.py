@@ -44,6 +44,12 @@ def test_stopped_job_saves_requeues_and_resumes_to_the_same_weights(
     (saved,) = re.findall(r"Stopped after step (\d+)\.", cluster.log(job))
     # Slurm lets a requeued job wait for two minutes.
     cluster.run(f"scontrol update JobId={job} StartTime=now")
+    # Now before Ray has started.
+    wait_until((cluster.repository / f".slurm-{job}").exists)
+    cluster.run(f"scancel --batch --signal=TERM {job}")
+    cluster.wait_for("PENDING", job)
+    assert cluster.log(job).count("after SIGTERM: back to the queue") == 2
+    cluster.run(f"scontrol update JobId={job} StartTime=now")
     cluster.wait_for("COMPLETED", job)
     assert re.findall(r"Resumed at step (\d+)", cluster.log(job)) == [saved]
     assert 0 < int(saved) < EPOCHS * 6

@@ -52,8 +52,12 @@ while :; do wait || true; sleep 1; done
 COMMANDS_OF_HOSTS = {
     "shutdown": '#!/bin/sh\necho "$@" >> {folder}/shutdown.log\n',
     "sudo": '#!/bin/sh\nexec "$@"\n',
+    # Like the real one, `status` ends with 2 if there were warnings.
     "cloud-init": """#!/bin/sh
-case $1 in status) until [ -e {folder}/booted ]; do sleep 0.1; done ;; *) echo "$@" >> {folder}/cloud-init.log ;; esac
+case $1 in
+  status) until [ -e {folder}/booted ]; do sleep 0.1; done; exit 2 ;;
+  *) echo "$@" >> {folder}/cloud-init.log ;;
+esac
 """,
 }
 
