@@ -7,11 +7,12 @@ usage() { echo "down.sh: error: $1" >&2; exit 2; }
 
 [ $# -eq 1 ] || usage "expected a cluster file, such as cluster/local.yaml"
 [ -f "$1" ] || usage "$1: no such cluster file"
-machines=$(dirname "$0")/machines.py
+folder=$(cd "$(dirname "$0")" && pwd)
+machines=$folder/machines.py
 python "$machines" check "$1"
 
 status=0
 # The head first: its autoscaler would restart Ray on the workers.
-ray down --yes "$1" || status=1
+PATH=$folder/ssh:$PATH ray down --yes "$1" || status=1
 python "$machines" stop-ray "$1" || status=1
 exit $status

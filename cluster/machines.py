@@ -1,7 +1,7 @@
 """The machines of a cluster file, and how SSH reaches them.
 
 python cluster/machines.py check CLUSTER_FILE       exit code 2 and one line if they cannot be reached with its key
-python cluster/machines.py stop-ray CLUSTER_FILE    stop Ray on the workers of a file like local.yaml
+python cluster/machines.py stop-ray CLUSTER_FILE    stop Ray on the machines of a file like local.yaml
 """
 
 import os
@@ -12,9 +12,9 @@ from typing import Any
 
 import yaml
 
-# Like Ray, do not check host keys: a reinstalled machine has a new one.
-SSH = ["ssh", "-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR"]
-SSH += ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+from host_keys import CHECKED_SSH, changed_key
+
+SSH = [str(CHECKED_SSH / "ssh"), "-n", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR"]
 STOP_RAY = "vgg-ddp/bin/ray stop --force"
 
 
@@ -81,11 +81,14 @@ def ssh_command(config: dict[str, Any], address: str, command: str) -> list[str]
 
 
 def stop_ray(config: dict[str, Any]) -> bool:
-    """Stop Ray on each worker of the file; whether that worked everywhere."""
+    """Stop Ray on each machine of the file; whether that worked everywhere."""
     stopped = True
-    for address in config["provider"].get("worker_ips") or []:
-        if subprocess.run(ssh_command(config, address, STOP_RAY)).returncode:
-            print(f"down.sh: error: Ray may still be running on {address}", file=sys.stderr)
+    provider = config["provider"]
+    for address in filter(None, [provider.get("head_ip"), *(provider.get("worker_ips") or [])]):
+        result = subprocess.run(ssh_command(config, address, STOP_RAY), stderr=subprocess.PIPE, text=True)
+        if result.returncode:
+            reason = changed_key(result.stderr) or (result.stderr.strip().splitlines() or ["ray stop failed"])[-1]
+            print(f"down.sh: error: Ray may still be running on {address}: {reason}", file=sys.stderr)
             stopped = False
     return stopped
 

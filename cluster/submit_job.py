@@ -19,7 +19,7 @@ from ray.exceptions import AuthenticationError
 
 from job_client import Connection, EndError, Job
 from machines import ClusterFileError, read_cluster, require_usable_key
-from tunnel import Tunnel
+from tunnel import HostKeyError, Tunnel
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -54,10 +54,9 @@ def stop(job: Job) -> int:
     return job.stop()
 
 
-def run(command: str, cluster_file: str, action: str, arguments: list[str]) -> int:
+def run(command: str, tunnel: Tunnel, action: str, arguments: list[str]) -> int:
     """Do what was asked; return the exit code."""
     own_id = f"vgg-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    tunnel = Tunnel(cluster_file)
     try:
         job = Job(Connection(tunnel), own_id if action == "submit" else arguments[0], command)
         try:
@@ -89,17 +88,20 @@ def main() -> int:
     logging.disable(logging.WARNING)
     typed = shlex.join([command, cluster_file])
     try:
-        require_usable_key(read_cluster(cluster_file))
-        cluster_file = os.path.abspath(cluster_file)
+        config = read_cluster(cluster_file)
+        require_usable_key(config)
+        tunnel = Tunnel(os.path.abspath(cluster_file), config)
         # Cluster files name files of the repository by their relative paths.
         os.chdir(ROOT)
-        return run(typed, cluster_file, action, arguments)
+        return run(typed, tunnel, action, arguments)
     except Interrupted as interrupted:
         return interrupted.code
     except ClusterFileError as error:
         message, code = str(error), 2
     except AuthenticationError:
         message, code = "the cluster has another token than ~/.ray/auth_token: run ray up to give it this one", 2
+    except HostKeyError as error:
+        message, code = str(error), 1
     except EndError as error:
         message, code = str(error), error.code
     print(f"submit.sh: error: {message}", file=sys.stderr)

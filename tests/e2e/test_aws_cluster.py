@@ -20,6 +20,7 @@ from support import ssh_hosts
 from support.command import ROOT, wait_until
 from support.fake_ec2 import HEAD, LAPTOP, SSH_CIDR, STACK, WORKER, Account, account
 from support.launcher import RAY, SUBMIT, Laptop, training_hosts
+from support.packets import CONTENT_OF_RAY, Seen, capture
 
 pytestmark = [
     pytest.mark.e2e,
@@ -45,9 +46,12 @@ class Observed:
         shutdowns: arguments of each `shutdown` on a worker, before the head was terminated.
         seconds_without_head: seconds from the end of the head until EC2 had terminated the workers.
         without_stack: exit code and last line of `ray up` for a cluster whose stack does not exist.
+        head: the instance that was the head.
+        seen: what crossed the network until the run had started.
     """
 
     account: Account
+    laptop: Laptop
     log: str
     saved_steps: set[int]
     before: set[str]
@@ -56,6 +60,8 @@ class Observed:
     shutdowns: list[str]
     seconds_without_head: float
     without_stack: tuple[int, str]
+    head: str
+    seen: Seen
 
 
 def adapted(cluster_file: Path) -> dict[str, Any]:
@@ -111,7 +117,7 @@ def observed() -> Iterator[Observed]:
         laptop = Laptop.make(Path(home) / "home", adapted(ROOT / "cluster" / "aws.yaml"), **environment)
         without_stack = up_without_stack(laptop)
         laptop.up()
-        assert len(made.instances("running")) == 1
+        (head,) = [instance["InstanceId"] for instance in made.instances("running")]
         log = Path(home) / "log"
         flags = ["--num-workers", WORKERS, "--device", "cpu", "--data", "sample", "--batch-size", 2, "--epochs", 1]
         flags += ["--recipe", "classic", "--precision", "fp32", "--max-failures", 0, "--run-name", "run"]
@@ -121,7 +127,8 @@ def observed() -> Iterator[Observed]:
         try:
             wait_until(lambda: REFUSAL[0] in log.read_text() or process.poll() is not None)
             made.refusal = None
-            wait_until(lambda: has_started(made) or process.poll() is not None)
+            with capture(made.network.bridge, laptop.token, CONTENT_OF_RAY) as seen:
+                wait_until(lambda: has_started(made) or process.poll() is not None)
             assert process.poll() is None, log.read_text()
             before = training_hosts(made.workers())
             interrupted = made.workers()[0]
@@ -136,7 +143,18 @@ def observed() -> Iterator[Observed]:
             result = laptop.run(RAY, "down", "--yes", laptop.cluster_file)
             assert result.returncode == 0, result.stdout
             yield Observed(
-                made, log.read_text(), steps, before, after, interrupted.name, shutdowns, seconds, without_stack
+                made,
+                laptop,
+                log.read_text(),
+                steps,
+                before,
+                after,
+                interrupted.name,
+                shutdowns,
+                seconds,
+                without_stack,
+                head,
+                seen,
             )
         finally:
             if process.poll() is None:
@@ -264,3 +282,14 @@ def test_only_ssh_from_one_network_is_allowed(observed: Observed) -> None:
     (group,) = ec2.describe_security_groups(GroupIds=[observed.account.resources["SecurityGroup"]])["SecurityGroups"]
     open_to = {(rule.get("FromPort"), part["CidrIp"]) for rule in group["IpPermissions"] for part in rule["IpRanges"]}
     assert open_to == {(22, SSH_CIDR)}
+
+
+def test_token_and_settings_cross_the_network_in_clear_without_tls(observed: Observed) -> None:
+    # With TLS, they do not: test_local_cluster.py.
+    assert all(observed.seen.counts.values()), observed.seen
+
+
+def test_host_key_of_the_head_is_kept_by_its_instance(observed: Observed) -> None:
+    # Not by its address, which another instance may get.
+    file = observed.laptop.home / ".ssh" / "vgg-ddp_known_hosts"
+    assert observed.laptop.run("ssh-keygen", "-F", observed.head, "-f", file).returncode == 0

@@ -1,16 +1,16 @@
-"""local.yaml on simulated machines reached by SSH: real sshd, real Ray, and runs whose workers are on two of them."""
+"""local.yaml with TLS on simulated machines reached by SSH: real sshd, real Ray, and runs on two of the machines."""
 
 import json
 import os
 import re
-import secrets
 import shlex
 import shutil
 import signal
 import socket
-import tempfile
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,8 @@ import yaml
 from support import ssh_hosts
 from support.command import MAIN, PATIENCE, ROOT, count_checkpoints, wait_until
 from support.launcher import DOWN, RAY, SUBMIT, Laptop, request, status, watch_until_exit
+from support.local_cluster import CERTIFICATES, alive, machines, turn_on_tls, up
+from support.packets import CONTENT_OF_RAY, capture
 
 pytestmark = [
     pytest.mark.e2e,
@@ -28,36 +30,11 @@ pytestmark = [
 MACHINES, WORKERS = 3, 2
 
 
-@contextmanager
-def machines(count: int) -> Iterator[tuple[ssh_hosts.Network, Laptop]]:
-    """Hosts, and a laptop whose copy of local.yaml lists them."""
-    with ssh_hosts.network() as network, tempfile.TemporaryDirectory(prefix="vgg-") as home:
-        ips = [f"{network.prefix}.{11 + number}" for number in range(count)]
-        for number, ip in enumerate(ips):
-            network.boot(f"m{number}", ip)
-        config = yaml.safe_load((ROOT / "cluster" / "local.yaml").read_text())
-        config["cluster_name"] = f"test-{secrets.token_hex(4)}"
-        config["provider"] |= {"head_ip": ips[0], "worker_ips": ips[1:]}
-        config["auth"] = {"ssh_user": "root", "ssh_private_key": str(network.private_key)}
-        yield network, Laptop.make(Path(home), config)
-
-
-def up(network: ssh_hosts.Network, laptop: Laptop) -> None:
-    """Run `ray up`, and wait until all nodes have joined."""
-    laptop.up()
-    count = len(network.hosts)
-    alive = (
-        'python -c \'import ray; ray.init(address="auto", logging_level=40); '
-        'print("ALIVE", sum(node["Alive"] for node in ray.nodes()))\''
-    )
-    wait_until(lambda: all(host.ray_processes() for host in network.hosts.values()))
-    wait_until(lambda: f"ALIVE {count}" in laptop.exec(alive))
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[tuple[ssh_hosts.Network, Laptop]]:
-    """Machines after `ray up`."""
+    """Machines after `ray up`, with TLS between them; test_aws_cluster.py has no TLS."""
     with machines(MACHINES) as (network, laptop):
+        turn_on_tls(laptop)
         up(network, laptop)
         yield network, laptop
 
@@ -78,7 +55,7 @@ def kill_drivers(network: ssh_hosts.Network) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_run_trains_on_two_machines_that_do_not_have_the_code(
+def test_run_trains_on_two_machines_that_do_not_have_the_code_and_ray_encrypts_its_traffic(
     cluster: tuple[ssh_hosts.Network, Laptop], tmp_path: Path
 ) -> None:
     network, laptop = cluster
@@ -89,9 +66,14 @@ def test_run_trains_on_two_machines_that_do_not_have_the_code(
     flags = ["--num-workers", WORKERS, "--data", "sample", "--epochs", 1, "--batch-size", 500, "--precision", "fp32"]
     flags += ["--storage-path", storage, "--run-name", "run"]
     log = tmp_path / "log"
-    process = laptop.start(SUBMIT, laptop.cluster_file, *flags, log=log)
-    code, together = watch_until_exit(process, list(network.hosts.values()), PATIENCE)
+    with capture(network.bridge, laptop.token, CONTENT_OF_RAY) as seen:
+        process = laptop.start(SUBMIT, laptop.cluster_file, *flags, log=log)
+        code, together = watch_until_exit(process, list(network.hosts.values()), PATIENCE)
     assert code == 0, log.read_text()
+    # The gradients are not encrypted.
+    assert seen.size_bytes > 100e6
+    assert seen.lost == 0
+    assert set(seen.counts.values()) == {0}, seen
     assert len(together) == WORKERS
     assert "Data:      bundled CIFAR-10 sample: 5,000 training" in log.read_text()
     assert re.search(r"epoch 1/1 +loss ", log.read_text())
@@ -179,13 +161,14 @@ def test_prometheus_on_the_head_node_scrapes_all_nodes(cluster: tuple[ssh_hosts.
         assert direct.connect_ex((network.hosts["m0"].ip, 9090)) != 0
 
 
-def test_token_is_readable_only_by_its_owner_on_every_machine(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
+def test_secrets_are_readable_only_by_their_owner_on_every_machine(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
     network, laptop = cluster
-    for host in network.hosts.values():
-        token = host.folder / "home" / ".ray" / "auth_token"
-        assert token.read_text() == laptop.token
-        assert token.stat().st_mode & 0o077 == 0
-        assert token.parent.stat().st_mode & 0o077 == 0
+    homes = [host.folder / "home" for host in network.hosts.values()]
+    files = [home / ".ray" / name for home in homes for name in ("auth_token", "tls/ca.key", "node-tls/node.key")]
+    for file in [laptop.home / ".ray" / "tls" / "ca.key", *files]:
+        assert file.stat().st_mode & 0o077 == 0
+        assert file.parent.stat().st_mode & 0o077 == 0
+    assert {file.read_text() for file in files if file.name == "auth_token"} == {laptop.token}
 
 
 def test_cluster_cannot_be_joined_without_the_token(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:
@@ -194,6 +177,31 @@ def test_cluster_cannot_be_joined_without_the_token(cluster: tuple[ssh_hosts.Net
     answer = laptop.exec(join)
     assert "REFUSED" in answer
     assert re.search("InvalidAuthToken|Unauthenticated|AuthenticationError", answer), answer
+
+
+def test_only_a_node_with_a_certificate_of_the_same_authority_can_join(
+    cluster: tuple[ssh_hosts.Network, Laptop],
+) -> None:
+    network, laptop = cluster
+    stranger = network.boot("stranger", f"{network.prefix}.50")
+    home, own = stranger.folder / "home", laptop.home / ".ray"
+    shutil.copytree(own, home / ".ray", ignore=shutil.ignore_patterns("tls"))
+    shutil.copy(CERTIFICATES, home)
+    key = ("-i", network.private_key, "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null")
+
+    def join(prepare: str, seconds: int) -> int:
+        start = f"PATH=~/vgg-ddp/bin:$PATH timeout {seconds} ray start --address={network.hosts['m0'].ip}:6379"
+        command = f"{prepare} && . ~/.bashrc && RAY_AUTH_MODE=token {start}"
+        return subprocess.run(["ssh", "-n", *key, f"root@{stranger.ip}", command], timeout=PATIENCE).returncode
+
+    try:
+        assert join("bash certificates.sh && bash certificates.sh node", seconds=10) == 124
+        assert alive(laptop) == MACHINES
+        shutil.copytree(own / "tls", home / ".ray" / "tls", dirs_exist_ok=True)
+        assert join("bash certificates.sh node", seconds=PATIENCE) == 0
+        assert alive(laptop) == MACHINES + 1
+    finally:
+        network.power_off("stranger")
 
 
 def test_job_outlives_ctrl_c_and_a_lost_network_until_it_is_stopped(
@@ -238,6 +246,31 @@ def test_unknown_job_is_reported_in_one_line(cluster: tuple[ssh_hosts.Network, L
         result = laptop.run(SUBMIT, laptop.cluster_file, flag, "nothing")
         assert result.returncode == 2, result.stdout
         assert re.fullmatch(rf"submit.sh: error: {flag} nothing: the cluster has no such job; .*\n", result.stdout)
+
+
+def test_machine_with_another_host_key_than_before_is_refused_in_one_line(
+    cluster: tuple[ssh_hosts.Network, Laptop], tmp_path: Path
+) -> None:
+    network, laptop = cluster
+    head, known = network.hosts["m0"], laptop.home / ".ssh" / "vgg-ddp_known_hosts"
+    reason = (
+        f"{head.ip} has another SSH host key than in {known}: .* run ssh-keygen -R {head.ip} -f {known}; if not, .*\n"
+    )
+    only_head = tmp_path / "head.yaml"
+    config = yaml.safe_load(laptop.cluster_file.read_text())
+    only_head.write_text(yaml.safe_dump(config | {"provider": {"type": "local", "head_ip": head.ip}}))
+    connect = (ROOT / "cluster" / "ssh" / "ssh", "-n", "-i", network.private_key, f"root@{head.ip}", "true")
+    assert laptop.run(*connect).returncode == 0
+    head.change_host_key()
+    result = laptop.run(SUBMIT, laptop.cluster_file, "--attach", "nothing")
+    assert result.returncode == 1
+    assert re.fullmatch(f"submit.sh: error: {reason}", result.stdout), result.stdout
+    result = laptop.run(sys.executable, ROOT / "cluster" / "machines.py", "stop-ray", only_head)
+    assert result.returncode == 1
+    error = f"down.sh: error: Ray may still be running on {head.ip}: {reason}"
+    assert re.fullmatch(error, result.stdout), result.stdout
+    assert head.ray_processes()
+    assert laptop.run("ssh-keygen", "-R", head.ip, "-f", known).returncode == 0
 
 
 def test_down_sh_stops_ray_on_every_machine(cluster: tuple[ssh_hosts.Network, Laptop]) -> None:

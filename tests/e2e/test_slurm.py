@@ -1,4 +1,4 @@
-"""slurm.sbatch on a real Slurm: a run that is stopped returns to the queue, resumes, and ends with the same weights."""
+"""slurm.sbatch with TLS on a real Slurm: a stopped run is requeued, resumes, and ends with the same weights."""
 
 import re
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.command import PATIENCE, count_checkpoints, torchrun_command, wait_until
+from support.packets import CONTENT_OF_RAY, capture
 from support.slurm import Slurm, missing_requirement, slurm
 
 pytestmark = [
@@ -31,10 +32,14 @@ def test_stopped_job_saves_requeues_and_resumes_to_the_same_weights(
     shutil.copytree(tiny_data, cluster.repository / "tiny")
     flags = ["--device", "cpu", "--data", cluster.repository / "tiny", "--epochs", EPOCHS, "--batch-size", 40]
     flags += ["--precision", "fp32"]
-    sbatch = ["sbatch", "--gpus-per-node=1", "cluster/slurm.sbatch", "--num-workers", 2, *flags]
+    sbatch = ["RAY_USE_TLS=1", "sbatch", "--gpus-per-node=1", "cluster/slurm.sbatch", "--num-workers", 2, *flags]
     job = cluster.submit(" ".join(map(str, sbatch)))
     run = cluster.repository / "runs" / f"slurm-{job}"
-    wait_until(lambda: "epoch 1/" in cluster.log(job))
+    with capture(cluster.network.bridge, CONTENT_OF_RAY) as seen:
+        wait_until(lambda: "epoch 1/" in cluster.log(job))
+    # Encrypted, except for the gradients.
+    assert seen.size_bytes > 100e6
+    assert not any(seen.counts.values()), seen
     assert (cluster.repository / f".slurm-{job}").stat().st_mode & 0o777 == 0o700
     cluster.run(f"scancel --batch --signal=TERM {job}")
     cluster.wait_for("PENDING", job)

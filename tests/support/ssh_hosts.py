@@ -129,6 +129,17 @@ class Host:
         full = ["ip", "netns", "exec", self.namespace, "sh", "-c", command]
         return subprocess.run(full, check=True, capture_output=True, text=True).stdout
 
+    def change_host_key(self) -> None:
+        """Give its sshd another key, and end all connections."""
+        key = self.folder / "host_key"
+        key.unlink()
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+        for pid, command in self.processes().items():
+            if "sshd" in command:
+                # The process that listens then reads its files again.
+                os.kill(pid, signal.SIGHUP if " -D " in command else signal.SIGKILL)
+        wait_until(lambda: _answers(self.ip), seconds=30)
+
     def power_off(self) -> None:
         """Kill everything on it immediately, as when EC2 terminates an instance."""
         # PID 1 is killed together with its parent, and the kernel then kills all processes of the namespace.

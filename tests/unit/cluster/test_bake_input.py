@@ -57,17 +57,20 @@ def test_image_gets_only_files_of_the_repository_and_no_commands_that_need_other
     monkeypatch.chdir(ROOT)
     (tmp_path / "key").write_text("secret")
     others = {"~/.aws/credentials": "~/.aws/credentials", "~/a": str(tmp_path / "key"), "~/b": "../key"}
-    config: dict[str, Any] = AWS | {"file_mounts": AWS["file_mounts"] | others}
-    config["setup_commands"] = [*AWS["setup_commands"], *(f"chmod 600 {remote}" for remote in others)]
+    # With TLS, whose authority is a secret.
+    config: dict[str, Any] = yaml.safe_load((CLUSTER / "aws.yaml").read_text().replace("# TLS: ", ""))
+    config["file_mounts"] |= others
+    config["setup_commands"] += [f"chmod 600 {remote}" for remote in others]
     script = bake.user_data(config)
     assert packed(script) == {
+        "vgg-ddp-node/certificates.sh": (CLUSTER / "certificates.sh").read_bytes(),
         "vgg-ddp-node/requirements-train.txt": (ROOT / "requirements-train.txt").read_bytes(),
         "vgg-ddp-node/constraints.txt": (ROOT / "constraints.txt").read_bytes(),
         "vgg-ddp-node/spot_agent.py": (CLUSTER / "spot_agent.py").read_bytes(),
     }
-    # Those of aws.yaml, without the one for the token.
+    # Those of aws.yaml without TLS, and without the one for the token.
     assert script.count("bash -ic") == len(AWS["setup_commands"] + AWS["head_setup_commands"]) - 1
-    assert not re.search(r"auth_token|chmod 600|\.aws", script)
+    assert not re.search(r"auth_token|\.ray/tls|chmod 600|\.aws", script)
     # EC2's limit, before the encoding.
     assert len(script) < 16384
 

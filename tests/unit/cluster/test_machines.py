@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import machines
+from host_keys import CHECKED_SSH
 from support.command import ROOT
 
 pytestmark = pytest.mark.skipif(not shutil.which("ssh-add"), reason="needs openssh-client")
@@ -77,6 +78,23 @@ def test_without_a_key_in_the_cluster_file_any_key_of_the_agent_is_tried(tmp_pat
     found = options(machines.read_cluster(cluster_file(tmp_path)))
     assert found["identitiesonly"] == ["no"]
     assert "proxycommand" not in found
+
+
+def test_host_keys_are_checked_whatever_rays_launcher_asks_for(tmp_path: Path) -> None:
+    home = tmp_path / "a home"
+    home.mkdir()
+    unchecked = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
+    unchecked += ["-o", "ControlMaster=auto", "-o", f"ControlPath={tmp_path}/%C", "192.0.2.7"]
+    # As Ray does: the first ssh of the path.
+    environment = os.environ | {"PATH": f"{CHECKED_SSH}:{os.environ['PATH']}", "HOME": str(home)}
+    for alias in ("", "i-0123"):
+        command = ["ssh", "-G", *unchecked]
+        result = subprocess.run(command, env=environment | {"HOST_KEY_ALIAS": alias}, capture_output=True, text=True)
+        found = dict(line.split(" ", 1) for line in result.stdout.splitlines())
+        assert found["stricthostkeychecking"] == "accept-new"
+        assert found["userknownhostsfile"] == f"{home}/.ssh/vgg-ddp_known_hosts {home}/.ssh/known_hosts"
+        assert "controlpath" not in found
+        assert (found["hostname"], found.get("hostkeyalias", "")) == ("192.0.2.7", alias)
 
 
 @pytest.mark.parametrize("script", ["submit.sh", "down.sh"])
