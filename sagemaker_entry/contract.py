@@ -4,6 +4,7 @@
 """
 
 import json
+import re
 
 COORDINATOR_GROUP = "coordinator"
 DATA_CHANNEL = "training"
@@ -11,6 +12,13 @@ DATA_CHANNEL = "training"
 JOIN_SECONDS = "VGG_JOIN_SECONDS"
 # Next to launch.py, written by submit.py: every host of the job has it, and the job's description does not contain it.
 SECRET_FILE = "job-secret"
+# Names of environment variables whose values are secret. Not PWD and OLDPWD, which are folders, nor
+# TOKENIZERS_PARALLELISM.
+SECRET_NAME = re.compile(
+    r"SECRET|PASSW|PASSPHRASE|\w(?<!OLD)PWD$|(^|_|PG)PASS(_|$)|TOKEN(?!IZ)|CRED(S|ENTIAL)|(API|ACCESS|PRIVATE)_?KEY|"
+    r"KEY$|AUTH$|COOKIE|WEBHOOK|CONNECTION_?STRING|(^|_)DSN$|SIGNATURE",
+    re.IGNORECASE,
+)
 
 
 def encode(value: str) -> str:

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,8 @@ from vgg_ddp.result import RunResult
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
+# Added to a signal's number in an exit code.
+SIGNALLED = 128
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -39,7 +41,7 @@ def train(config: TrainConfig, callbacks: "Sequence[UserCallback]" = ()) -> RunR
     # Imports what is slow.
     from vgg_ddp.driver.launch import launch
 
-    with _restored_handlers(), _restored_environment(), restored_network_setting():
+    with _restored_process():
         result = launch(config, arguments_of(config), time.time(), callbacks, show_bar=False)
     if result.ended == "refused":
         raise UsageError(result.message)
@@ -48,6 +50,30 @@ def train(config: TrainConfig, callbacks: "Sequence[UserCallback]" = ()) -> RunR
     if result.signal_number is not None:
         signal.raise_signal(result.signal_number)
     return result
+
+
+def call_as_guest(main: Callable[[], int]) -> None:
+    """Call the `main` of a script in the process of another program, and return if it succeeds.
+
+    The process stays as it was, as after `train`: it is not ended, and keeps its Ray cluster.
+
+    Raises:
+        UsageError: if the settings, the data, or the environment are invalid.
+        RuntimeError: if the script failed; it has printed why. Not a SystemExit, which may end the other program, or be
+            taken for success.
+    """
+    with _restored_process():
+        exit_code = main()
+    if exit_code > SIGNALLED:
+        signal.raise_signal(exit_code - SIGNALLED)
+    if exit_code:
+        raise RuntimeError(f"main.py failed with exit code {exit_code}; its output says why")
+
+
+@contextmanager
+def _restored_process() -> Iterator[None]:
+    with _restored_handlers(), _restored_environment(), restored_network_setting():
+        yield
 
 
 @contextmanager

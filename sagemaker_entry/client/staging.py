@@ -16,7 +16,5 @@ def stage(target: Path) -> Path:
     """Copy the source code to an empty folder and add a new secret for the job's hosts; return the folder."""
     for name in FOLDERS:
         shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns(*IGNORED))
-    # Images with SageMaker's training toolkit look for requirements only here.
-    (target / "requirements.txt").write_text("-r sagemaker_entry/requirements.txt\n")
     (target / "sagemaker_entry" / SECRET_FILE).write_bytes(secrets.token_bytes(32))
     return target

@@ -61,9 +61,7 @@ def build_trainer(config: JobConfig, arguments: list[str], source: Path, session
         role=check_role(config.role),
         base_job_name=config.job_prefix,
         training_image=config.image or find_image(TRAINING, session.boto_region_name, config.instance_type),
-        source_code=SourceCode(
-            source_dir=str(source), requirements="requirements.txt", command=COMMAND, entry_script=SCRIPT
-        ),
+        source_code=SourceCode(source_dir=str(source), command=COMMAND, entry_script=SCRIPT),
         compute=_compute(config),
         stopping_condition=_stopping_condition(config),
         output_data_config=OutputDataConfig(s3_output_path=base, **_given(kms_key_id=config.kms_key)),
@@ -71,7 +69,8 @@ def build_trainer(config: JobConfig, arguments: list[str], source: Path, session
             **_given(subnets=list(config.subnets), security_group_ids=list(config.security_groups)),
             enable_inter_container_traffic_encryption=config.encrypt_traffic,
         ),
-        environment={JOIN_SECONDS: str(config.join_seconds)},
+        # The SDK's script in the container prints all environment variables, unless its log level is higher.
+        environment={JOIN_SECONDS: str(config.join_seconds), "SM_LOG_LEVEL": "30"},
         hyperparameters={name: encode(value) for name, value in values.items()},
         tags=[Tag(key=key, value=value) for key, _, value in (tag.partition("=") for tag in config.tags)] or None,
     )

@@ -7,7 +7,7 @@ import time
 from sagemaker_entry import contract
 from sagemaker_entry.container import hosts
 from sagemaker_entry.container.hosts import Cluster
-from sagemaker_entry.container.outcome import HOSTS_MISSING, STOPPED, JobError, Redactor
+from sagemaker_entry.container.outcome import HOSTS_MISSING, RAY_STOPPED, STOPPED, JobError, Redactor, Verdict
 from sagemaker_entry.container.processes import Child, Processes
 
 RAY_PORT = 6379
@@ -38,7 +38,8 @@ class Entry:
         self.cluster = cluster
         self.job_name = job_name
         self.processes = Processes(redact)
-        self.environment = dict(os.environ)
+        # Without SM_MODEL_DIR, which would tell main.py to copy its results, too.
+        self.environment = {name: value for name, value in os.environ.items() if name != "SM_MODEL_DIR"}
         self.stop_requested_at = float("inf")
         self._redact = redact
         self._started_at = time.monotonic()
@@ -48,6 +49,10 @@ class Entry:
         # Count GPUs before the first heartbeat: nvidia-smi can be slow, and the others would take the silence for a
         # crash.
         self._gpus = 0 if cluster.is_coordinator(cluster.current) else hosts.count_gpus()
+
+    def restart_join_deadline(self) -> None:
+        """Start the time that hosts wait for each other again, after work that takes its own time."""
+        self.join_deadline = time.monotonic() + JOIN_SECONDS
 
     def log(self, text: str) -> None:
         seconds = time.monotonic() - self._started_at
@@ -100,6 +105,7 @@ class Entry:
         return self.processes.start(command, self.environment, quiet=True)
 
 
-def describe_stopped_ray(name: str, ray: Child) -> str:
-    """Describe a host whose Ray node exited, with the last lines that Ray printed."""
-    return f"Ray stopped on {name} with exit code {ray.code}\n" + "\n".join(ray.last_lines()[-8:])
+def stopped_ray(name: str, ray: Child) -> Verdict:
+    """The failure of a host whose Ray node exited, with the last lines that Ray printed."""
+    lines = "\n".join(ray.last_lines()[-8:])
+    return Verdict(RAY_STOPPED, f"Ray stopped on {name} with exit code {ray.code}\n{lines}")

@@ -15,7 +15,7 @@ from sagemaker_entry.container.entry import (
     RAY_PORT,
     STOP_SECONDS,
     Entry,
-    describe_stopped_ray,
+    stopped_ray,
 )
 from sagemaker_entry.container.hosts import LOOPBACK
 from sagemaker_entry.container.job import Job, Paths, read_job
@@ -24,14 +24,16 @@ from sagemaker_entry.container.outcome import (
     FINISHED,
     HOST_LOST,
     HOSTS_MISSING,
-    RAY_STOPPED,
     RESULTS_NOT_WRITTEN,
     STOPPED,
     TRAINING_FAILED,
     JobError,
     Verdict,
+    describe_kill,
+    first_failure,
     judge_driver,
 )
+from sagemaker_entry.container.packages import install_packages
 from sagemaker_entry.container.processes import Child
 from sagemaker_entry.container.verdicts import VerdictServer
 
@@ -45,6 +47,7 @@ def lead(entry: Entry, paths: Paths, token: str) -> Verdict:
     server = VerdictServer(own_address, token) if others else None
     try:
         job = read_job(paths, entry.job_name, len(entry.cluster.hosts))
+        install_packages(entry)
         addresses = {name: entry.resolve(name) for name in others} | {entry.cluster.head.name: own_address}
         verdict = _train(entry, job, addresses, server)
     except JobError as error:
@@ -109,7 +112,8 @@ def _supervise(entry: Entry, driver: Child, ray: Child, server: VerdictServer | 
         if entry.seconds_since_stop() > STOP_SECONDS:
             raise JobError(STOPPED, f"main.py did not stop within {STOP_SECONDS:.0f} s of SIGTERM")
         if ray.code is not None and driver.code is None:
-            raise JobError(RAY_STOPPED, describe_stopped_ray(entry.cluster.head.name, ray))
+            failure = stopped_ray(entry.cluster.head.name, ray)
+            raise JobError(failure.code, failure.reason)
     return driver.code
 
 
@@ -123,7 +127,7 @@ def _check_others(entry: Entry, server: VerdictServer) -> None:
         if heartbeat.stopping:
             entry.request_stop()
         if heartbeat.failure:
-            raise JobError(RAY_STOPPED, heartbeat.failure)
+            raise JobError(heartbeat.failure.code, heartbeat.failure.reason)
     for name, seconds in server.silent(LOST_SECONDS).items():
         raise JobError(HOST_LOST, f"{name} stopped responding: no heartbeat for {seconds:.0f} s")
 
@@ -151,5 +155,14 @@ def _collect(entry: Entry, job: Job, verdict: Verdict) -> Verdict:
         time.sleep(POLL_SECONDS / 5)
         entry.processes.reap()
     if verdict.code == FINISHED and outputs.code != 0:
-        return Verdict(RESULTS_NOT_WRITTEN, "\n".join(outputs.last_lines()[-10:]))
+        return Verdict(RESULTS_NOT_WRITTEN, describe_lost_results(outputs))
     return verdict
+
+
+def describe_lost_results(outputs: Child) -> str:
+    """Why the results were not copied: the cause first, since SageMaker truncates the reason."""
+    if outputs.code is None:
+        return "SIGTERM arrived before the results were copied"
+    if outputs.code < 0:
+        return describe_kill("the program that copies the results", outputs.code)
+    return first_failure(outputs.last_lines())

@@ -107,8 +107,9 @@ def network_environment(cluster: Cluster, environment: Mapping[str, str], has_ef
     else:
         settings = {"NCCL_SOCKET_IFNAME": cluster.interface, "GLOO_SOCKET_IFNAME": cluster.interface}
     if has_efa:
-        # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/efa-start-nccl.html
-        settings["FI_PROVIDER"] = "efa"
+        # https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/efa-start-nccl.html. The last two protect processes that
+        # fork on older kernels; newer ones do not need them (https://github.com/aws/aws-ofi-nccl/pull/82).
+        settings |= {"FI_PROVIDER": "efa", "FI_EFA_FORK_SAFE": "1", "RDMAV_FORK_SAFE": "1"}
         if cluster.current.instance_type.startswith(RDMA_INSTANCES):
             settings["FI_EFA_USE_DEVICE_RDMA"] = "1"
     return {name: value for name, value in settings.items() if name not in environment}

@@ -74,7 +74,8 @@ def read_job(paths: Paths, job_name: str, host_count: int) -> Job:
         # Added by older images and the tuner, such as sagemaker_program and _tuning_objective_metric.
         if not name.startswith(("sagemaker_", "_"))
     }
-    flags.setdefault("data", _data(paths))
+    if flags.get("data", "auto") == "auto" and (data := _data(paths, flags)):
+        flags["data"] = data
     flags.setdefault("data-dir", "/tmp/cifar10")
     if "storage-path" not in flags:
         if host_count > 1:
@@ -90,7 +91,11 @@ def read_job(paths: Paths, job_name: str, host_count: int) -> Job:
     return Job(flags)
 
 
-def _data(paths: Paths) -> str:
+def _data(paths: Paths, flags: dict[str, str]) -> str | None:
+    """The images to train on if the job does not name them; None if a run to resume does.
+
+    Never `auto`: without internet access, a job would train on the bundled sample, and end as if all were well.
+    """
     channels = json.loads((paths.config / "inputdataconfig.json").read_text())
     if DATA_CHANNEL in channels:
         return str(paths.channels / DATA_CHANNEL)
@@ -101,7 +106,7 @@ def _data(paths: Paths) -> str:
             f"the job has the data channel {', '.join(foreign)}: expected one named {DATA_CHANNEL}, with "
             "Parquet files of a training and a test split",
         )
-    return "auto"
+    return None if "resume" in flags else "cifar10"
 
 
 def derive_token(secret_file: Path, job_name: str, host_count: int) -> str:

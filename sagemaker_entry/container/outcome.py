@@ -2,9 +2,12 @@
 
 import re
 import signal
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from sagemaker_entry.contract import SECRET_NAME
 
 FINISHED = 0
 TRAINING_FAILED = 1
@@ -16,12 +19,15 @@ HEAD_LOST = 13
 DRIVER_KILLED = 14
 RESULTS_NOT_WRITTEN = 15
 ENTRY_FAILED = 16
+PACKAGES_MISSING = 17
 STOPPED = 143
 
 # How much of the failure file SageMaker shows as the job's failure reason.
 FAILURE_CHARACTERS = 1024
-_SECRET_NAME = re.compile(r"SECRET|PASSW|PASSPHRASE|_PWD|TOKEN|CREDENTIAL|(API|ACCESS|PRIVATE)_?KEY", re.IGNORECASE)
+# In a URL: user:password@host.
+_URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/@]+@")
 _MIN_SECRET_CHARACTERS = 6
+HIDDEN = "******"
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,15 @@ class JobError(Exception):
 
 
 class Redactor:
-    """Replaces the values of secret environment variables in everything that is printed or written."""
+    """Replaces secrets in everything that is printed or written.
+
+    Secrets are the values of environment variables with such names, and passwords in URLs.
+    """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._secrets: set[str] = set()
         for name, value in environment.items():
-            if _SECRET_NAME.search(name):
+            if SECRET_NAME.search(name):
                 # By line, because output is redacted line by line.
                 for line in value.splitlines():
                     self.add(line)
@@ -54,12 +63,14 @@ class Redactor:
     def add(self, secret: str) -> None:
         """Also redact this text, unless it is so short that it would match ordinary words."""
         if len(secret) >= _MIN_SECRET_CHARACTERS:
-            self._secrets.add(secret)
+            # As it is, and as in a URL.
+            self._secrets |= {secret, urllib.parse.quote(secret, safe="")}
 
     def __call__(self, text: str) -> str:
-        for secret in self._secrets:
-            text = text.replace(secret, "******")
-        return text
+        # The longest first: another one may be a part of it.
+        for secret in sorted(self._secrets, key=len, reverse=True):
+            text = text.replace(secret, HIDDEN)
+        return _URL_PASSWORD.sub(rf"\1{HIDDEN}@", text)
 
 
 def judge_driver(code: int, lines: Sequence[str], stop_requested: bool) -> Verdict:
@@ -68,10 +79,14 @@ def judge_driver(code: int, lines: Sequence[str], stop_requested: bool) -> Verdi
     if stop_requested and code in (STOPPED, -signal.SIGTERM, signal.SIGTERM):
         return Verdict(STOPPED, "stopped by SIGTERM; the job resumes from its newest checkpoint when it runs again")
     if code < 0:
-        name = signal.Signals(-code).name
-        memory = " (SIGKILL often means that memory ran out)" if code == -signal.SIGKILL else ""
-        return Verdict(DRIVER_KILLED, f"main.py was killed by {name}{memory}\n" + "\n".join(lines[-10:]))
+        return Verdict(DRIVER_KILLED, f"{describe_kill('main.py', code)}\n" + "\n".join(lines[-10:]))
     return Verdict(code, first_failure(lines) if code else "")
+
+
+def describe_kill(program: str, code: int) -> str:
+    """Say which signal ended a program, from its negative exit code."""
+    memory = " (SIGKILL often means that memory ran out)" if code == -signal.SIGKILL else ""
+    return f"{program} was killed by {signal.Signals(-code).name}{memory}"
 
 
 def first_failure(lines: Sequence[str]) -> str:
@@ -83,7 +98,7 @@ def first_failure(lines: Sequence[str]) -> str:
     if start is None:
         errors = [line for line in lines if line.startswith("error: ")]
         return errors[-1].removeprefix("error: ") if errors else "\n".join(lines[-10:])
-    cause = next((line for line in lines[start + 1 :] if _is_exception(line)), lines[-1])
+    cause = find_exception(lines[start + 1 :]) or lines[-1]
     # The exception first, because SageMaker truncates the reason. A worker prints its own traceback before or after the
     # driver names the cause.
     frames = [line for line in lines if re.match(r'\s*File ".*", line \d+', line)]
@@ -95,8 +110,11 @@ def _without_prefix(line: str) -> str:
     return re.sub(r"^\(\w[\w.]* pid=\d+(, ip=[\d.]+)?\) ", "", re.sub(r"\x1b\[[0-9;]*m", "", line))
 
 
-def _is_exception(line: str) -> bool:
-    return bool(re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b(:|$)", line))
+def find_exception(lines: Sequence[str]) -> str | None:
+    """The first line that names an exception, as at the end of a traceback."""
+    return next(
+        (line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit)\b(:|$)", line)), None
+    )
 
 
 def write_failure(path: Path, verdict: Verdict) -> None:

@@ -30,13 +30,13 @@ class Heartbeat:
     Attributes:
         at: when it arrived, on the monotonic clock.
         stopping: whether the host received SIGTERM.
-        failure: why the host cannot continue, or empty.
+        failure: why the host cannot continue, or None.
         knows_verdict: whether the answer contained the verdict.
     """
 
     at: float
     stopping: bool = False
-    failure: str = ""
+    failure: Verdict | None = None
     knows_verdict: bool = False
 
 
@@ -68,10 +68,10 @@ class VerdictServer:
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         verdict = self._verdict
-        heartbeat = Heartbeat(time.monotonic(), request["stopping"], request["failure"], verdict is not None)
+        failure = _unpack(request["failure"])
+        heartbeat = Heartbeat(time.monotonic(), request["stopping"], failure, verdict is not None)
         self.heartbeats[request["host"]] = heartbeat
-        outcome = {"code": verdict.code, "reason": verdict.reason[:MAX_REASON_CHARACTERS]} if verdict else None
-        return {"nonce": request["nonce"], "verdict": outcome}
+        return {"nonce": request["nonce"], "verdict": _pack(verdict)}
 
     def silent(self, limit_seconds: float) -> dict[str, float]:
         """Hosts whose last heartbeat is older than the limit, with its age in seconds."""
@@ -94,21 +94,31 @@ class VerdictServer:
         self._server.server_close()
 
 
-def ask(address: str, token: str, host: str, stopping: bool, failure: str, port: int = PORT) -> Verdict | None:
+def ask(
+    address: str, token: str, host: str, stopping: bool, failure: Verdict | None, port: int = PORT
+) -> Verdict | None:
     """Report this host's state to the head, and return the head's verdict, or None if there is none yet.
 
     Raises:
         OSError: if the head does not answer, or the answer is not signed with the job's token.
     """
     nonce = secrets.token_hex(16)
-    request = {"host": host, "nonce": nonce, "stopping": stopping, "failure": failure[:MAX_REASON_CHARACTERS]}
+    request = {"host": host, "nonce": nonce, "stopping": stopping, "failure": _pack(failure)}
     with socket.create_connection((address, port), ANSWER_SECONDS) as connection:
         connection.sendall(_seal(token, request))
         with connection.makefile("rb") as stream:
             answer = _open(token, stream.readline(LINE_BYTES))
     if not answer or answer.get("nonce") != nonce:
         raise ConnectionError(f"{address}:{port} did not prove that it is the head of this job")
-    return Verdict(**answer["verdict"]) if answer["verdict"] else None
+    return _unpack(answer["verdict"])
+
+
+def _pack(verdict: Verdict | None) -> dict[str, Any] | None:
+    return {"code": verdict.code, "reason": verdict.reason[:MAX_REASON_CHARACTERS]} if verdict else None
+
+
+def _unpack(fields: dict[str, Any] | None) -> Verdict | None:
+    return Verdict(**fields) if fields else None
 
 
 def _seal(token: str, message: dict[str, Any]) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 
 from support.command import free_port, submit_to_sagemaker
 from support.container import Network, missing_requirement, network
-from support.job_checks import SAMPLE, OneHost, Simulate, Submit, stop_and_restart
+from support.job_checks import SAMPLE, TINY, OneHost, Simulate, Submit, stop_and_restart
 from support.s3_server import BUCKET, CREDENTIALS, client, s3_server
 from support.simulated_job import SimulatedJob, simulated
 
@@ -46,7 +46,22 @@ def aws(net: Network, tiny_data: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def submit(aws: str, sdk_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Submit:
+def job_environment(sdk_environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment variables that submit.py sends with a job, which moto's descriptions lack."""
+    cwd = tmp_path_factory.mktemp("dry-run")
+    result = submit_to_sagemaker(cwd, *MACHINE, "ml.c5.xlarge", *TINY, "--dry-run", **sdk_environment)
+    request: dict[str, Any] = json.loads(result.stdout[result.stdout.index("{") :])
+    environment: dict[str, str] = request["Environment"]
+    return environment
+
+
+@pytest.fixture(scope="session")
+def submit(
+    aws: str,
+    sdk_environment: dict[str, str],
+    job_environment: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Submit:
     """Submits a job with submit.py, and returns SageMaker's description of the job."""
 
     def run(*flags: object, instance_type: str = "ml.c5.xlarge") -> dict[str, Any]:
@@ -57,7 +72,7 @@ def submit(aws: str, sdk_environment: dict[str, str], tmp_path_factory: pytest.T
         (name,) = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("Job: ")]
         sagemaker = client(aws, "sagemaker")
         answer: dict[str, Any] = sagemaker.describe_training_job(TrainingJobName=name)
-        return answer
+        return answer | {"Environment": job_environment}
 
     return run
 

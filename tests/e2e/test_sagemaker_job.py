@@ -69,11 +69,11 @@ def test_coordinator_runs_the_driver_and_two_hosts_train(submit: Submit, simulat
 def test_only_source_code_and_the_secret_are_uploaded(submit: Submit, simulate: Simulate) -> None:
     host = simulate(submit(*TINY)).hosts[0]
     code = host.ml / "input" / "data" / "code"
-    assert {path.name for path in code.iterdir()} == {"ray_app", "sagemaker_entry", "requirements.txt"}
+    assert {path.name for path in code.iterdir()} == {"ray_app", "sagemaker_entry"}
     tracked = subprocess.run(
         ["git", "ls-files", "ray_app", "sagemaker_entry"], cwd=ROOT, capture_output=True, text=True
     )
     sent = {str(path.relative_to(code)) for path in code.rglob("*") if path.is_file()}
-    assert sent - set(tracked.stdout.split()) == {"requirements.txt", "sagemaker_entry/job-secret"}
+    assert sent - set(tracked.stdout.split()) == {"sagemaker_entry/job-secret"}
     assert len((code / "sagemaker_entry" / "job-secret").read_bytes()) == 32
     assert not Path(ROOT, "sagemaker_entry", "job-secret").exists()

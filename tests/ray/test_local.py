@@ -64,13 +64,21 @@ def model(cwd: Path) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The model of an undisturbed, profiled run of one process that printed nothing on stderr."""
+def job_folder(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an undisturbed, profiled run of one process, as the plain script of a SageMaker job."""
     cwd = tmp_path_factory.mktemp("undisturbed")
-    result = run_main("--num-workers", 0, "--data", tiny_data, "--run-name", "run", "--profile", *FLAGS, cwd=cwd)
+    job = {"SM_MODEL_DIR": str(cwd / "model"), "SM_CHANNEL_TRAINING": str(tiny_data), "TRAINING_JOB_NAME": "run"}
+    # Hyperparameters reach a script like this: `--profile true`.
+    result = run_main("--num_workers", 0, "--profile", "true", *FLAGS, cwd=cwd, **job)
     assert result.returncode == 0 and result.stderr == "", result.stderr
     assert "its 10 most expensive operators" in result.stdout
-    return model(cwd)
+    return cwd
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job_folder: Path) -> bytes:
+    """The model of an undisturbed run."""
+    return model(job_folder)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +95,10 @@ def two_undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -
 def undisturbed_by_two(two_undisturbed: Path) -> bytes:
     """The model of an undisturbed run of two processes."""
     return model(two_undisturbed)
+
+
+def test_plain_script_of_a_job_leaves_its_model(job_folder: Path) -> None:
+    assert (job_folder / "model" / "model.safetensors").read_bytes() == model(job_folder)
 
 
 @pytest.mark.parametrize(("signal_number", "exit_code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])

@@ -20,6 +20,19 @@ Simulate = Callable[..., SimulatedJob]
 TINY = ("--data", "s3://bucket/tiny", "--recipe", "classic", "--precision", "fp32")
 SAMPLE = ("--data", "sample", "--recipe", "classic", "--precision", "fp32", "--epochs", 1, "--batch-size", 100)
 
+# Variables whose values must not appear anywhere. The exception of a worker contains one of them.
+SECRETS = {
+    name: f"{name.lower()}-correct-horse"
+    for name in ("DB_PASSWORD", "DB_PWD", "SSH_PASSPHRASE", "MYSQL_PASSWD", "AWS_SECRET_ACCESS_KEY", "MY_API_KEY")
+} | {"PIP_EXTRA_INDEX_URL": "http://aws:index-correct-horse@127.0.0.1:9/simple"}
+
+
+def assert_no_secrets(host: Container) -> None:
+    """Assert that no secret is in the host's log, its failure file, or its results."""
+    files = [host.root / "log", *(file for file in (host.ml / "output").rglob("*") if file.is_file())]
+    leaks = [file for file in files if b"correct-horse" in file.read_bytes()]
+    assert not leaks, [line for line in leaks[0].read_text(errors="replace").splitlines() if "correct-horse" in line]
+
 
 def assert_model(host: Container) -> None:
     """Assert that the host wrote a model that predict.py can load, the serving code, and the results."""
@@ -27,6 +40,8 @@ def assert_model(host: Container) -> None:
     names |= {str(path.relative_to(host.ml)) for path in host.ml.glob("output/data/*")}
     assert names >= {"model/model.safetensors", "model/metrics.csv", "model/code/inference.py"}
     assert names >= {"output/data/metrics.csv", "output/data/curves.png", "output/data/config.json"}
+    # launch.py copies them, not main.py.
+    assert "model of the job" not in host.log
     command = [sys.executable, str(PREDICT), str(host.ml / "model"), "--data", "sample"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,9 @@ class SimulatedJob:
                 "AWS_REGION": CREDENTIALS["AWS_DEFAULT_REGION"],
                 "AWS_ENDPOINT_URL": self.endpoint,
                 "CURRENT_HOST": host.name,
+                # Do not check the packages that Ray needs: this takes pip seconds in each container.
+                "PIP_NO_DEPS": "1",
+                **self.request.get("Environment", {}),
             }
             host.start(command, CREDENTIALS | given | environment, self.shm)
 
@@ -119,12 +123,20 @@ class SimulatedJob:
 def download(endpoint: str, uri: str, target: Path) -> None:
     """Download all objects under an S3 URI, as SageMaker does for a channel."""
     target.mkdir(parents=True, exist_ok=True)
+    for name, content in read_objects(endpoint, uri).items():
+        file = target / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+
+@cache
+def read_objects(endpoint: str, uri: str) -> dict[str, bytes]:
+    """All objects under an S3 URI; read once for all hosts, since moto takes 1.5 s for the code of a job."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     pages = client(endpoint).get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    for item in (item for page in pages for item in page.get("Contents", [])):
-        file = target / os.path.relpath(item["Key"], prefix)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        client(endpoint).download_file(bucket, item["Key"], str(file))
+    keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+    s3 = client(endpoint)
+    return {os.path.relpath(key, prefix): s3.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys}
 
 
 @contextmanager

@@ -88,7 +88,9 @@ def test_broken_or_missing_driver_means_no_gpus(tmp_path: Path, monkeypatch: pyt
 def test_network_settings_use_this_hosts_interface_and_keep_the_jobs_own(tmp_path: Path) -> None:
     cluster = cluster_of(tmp_path, "algo-1", TWO_GROUPS)
     assert network_environment(cluster, {"NCCL_SOCKET_IFNAME": "eth7"}, has_efa=False) == {"GLOO_SOCKET_IFNAME": "eth0"}
-    assert network_environment(cluster, {}, has_efa=True)["FI_PROVIDER"] == "efa"
+    efa = {"FI_PROVIDER": "efa", "FI_EFA_FORK_SAFE": "1", "RDMAV_FORK_SAFE": "1"}
+    assert efa.items() <= network_environment(cluster, {}, has_efa=True).items()
+    assert not efa.keys() & network_environment(cluster, {}, has_efa=False).keys()
     alone = cluster_of(tmp_path, "algo-1", {"all": ("ml.g5.12xlarge", ["algo-1"])})
     assert network_environment(alone, {}, has_efa=True) == {"GLOO_SOCKET_IFNAME": "lo"}
     assert "FI_EFA_USE_DEVICE_RDMA" not in network_environment(cluster, {}, has_efa=True)

@@ -1,10 +1,12 @@
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from sagemaker_entry.container.job import Job, Paths, derive_token, read_job
-from sagemaker_entry.container.outcome import JobError
+from sagemaker_entry.container.outcome import JobError, judge_driver
+from support.command import main_command
 
 
 @pytest.fixture
@@ -32,6 +34,14 @@ def test_hyperparameters_become_flags(paths: Paths) -> None:
     ]
 
 
+def test_newline_in_a_hyperparameter_is_reported_in_one_line(paths: Paths) -> None:
+    describe(paths, {"epochs": "1\n2"})
+    command = main_command(*read_job(paths, "job", 1).command_line())
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    reason = judge_driver(result.returncode, result.stderr.splitlines(), False).reason
+    assert result.returncode == 2 and "--epochs" in reason and len(reason.splitlines()) == 1, result.stderr
+
+
 def test_false_becomes_a_negated_flag() -> None:
     assert Job({"profile": "false"}).command_line() == ["--no-profile"]
 
@@ -42,11 +52,19 @@ def test_hyperparameters_of_sagemaker_itself_are_ignored(paths: Paths) -> None:
     assert set(read_job(paths, "job", 1).flags) == {"epochs", "data", "data-dir", "storage-path", "run-name"}
 
 
-def test_resumed_run_keeps_its_name(paths: Paths) -> None:
+def test_resumed_run_keeps_its_name_and_data(paths: Paths) -> None:
     describe(paths, {"resume": "job-1"})
     job = read_job(paths, "job-2", 1)
     assert job.run_name == "job-1"
-    assert "run-name" not in job.flags
+    assert not {"run-name", "data"} & set(job.flags)
+
+
+@pytest.mark.parametrize(
+    ("given", "data"), [({}, "cifar10"), ({"data": "auto"}, "cifar10"), ({"data": "sample"}, "sample")]
+)
+def test_job_trains_on_the_sample_only_if_it_is_named(given: dict[str, str], data: str, paths: Paths) -> None:
+    describe(paths, given)
+    assert read_job(paths, "job", 1).flags["data"] == data
 
 
 def test_error_names_the_wrong_channel(paths: Paths) -> None:

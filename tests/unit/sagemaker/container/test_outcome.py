@@ -69,12 +69,43 @@ def test_failure_file_is_as_long_as_sagemaker_shows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["DB_PASSWORD", "AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "AWS_SESSION_TOKEN", "MY_API_KEY"]
+    "name",
+    [
+        *(
+            "DB_PASSWORD",
+            "DB_PWD",
+            "MYSQL_PASSWD",
+            "SSH_PASSPHRASE",
+            "SMTP_PASS",
+            "PGPASS",
+            "GIT_CREDENTIALS",
+            "DB_CREDS",
+        ),
+        *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "HF_TOKEN", "MY_API_KEY", "SSH_KEY", "NPM_AUTH", "SENTRY_DSN"),
+    ],
 )
 def test_values_of_secret_variables_are_redacted(name: str) -> None:
     redact = Redactor({name: "s3cret-value", "PATH": "/usr/bin"})
     assert redact("got s3cret-value from /usr/bin") == "got ****** from /usr/bin"
 
 
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD", "TOKENIZER_PATH", "PROXY_BYPASS", "AUTHOR", "KEYBOARD"])
+def test_values_of_other_variables_are_not_redacted(name: str) -> None:
+    assert Redactor({name: "/home/me"})("in /home/me") == "in /home/me"
+
+
 def test_short_values_are_not_redacted() -> None:
     assert Redactor({"TOKEN": "a"})("a banana") == "a banana"
+
+
+def test_secret_that_contains_another_is_redacted_as_a_whole() -> None:
+    assert Redactor({"A_TOKEN": "s3cret", "B_TOKEN": "my-s3cret-2"})("my-s3cret-2, s3cret") == "******, ******"
+
+
+def test_passwords_in_urls_are_redacted() -> None:
+    redact = Redactor({"DB_PASSWORD": "p/w#1234"})
+    assert redact("https://aws:eyJ0@index.example/simple") == "https://aws:******@index.example/simple"
+    assert redact("at https://host/?password=p%2Fw%231234") == "at https://host/?password=******"
+    assert redact("see https://example.com:8080/a, and user@example.com") == (
+        "see https://example.com:8080/a, and user@example.com"
+    )

@@ -19,7 +19,7 @@ def server() -> Iterator[VerdictServer]:
 
 
 def ask_server(
-    server: VerdictServer, host: str = "algo-2", stopping: bool = False, failure: str = ""
+    server: VerdictServer, host: str = "algo-2", stopping: bool = False, failure: Verdict | None = None
 ) -> Verdict | None:
     return ask("127.0.0.1", TOKEN, host, stopping, failure, server.port)
 
@@ -33,11 +33,9 @@ def test_host_receives_the_verdict_after_it_is_published(server: VerdictServer) 
 
 def test_long_reasons_are_truncated(server: VerdictServer) -> None:
     reason = 'a "quoted" \\ line of Ärger\n' * 2000
-    ask_server(server, failure=reason)
-    assert (
-        reason.startswith(server.heartbeats["algo-2"].failure)
-        and len(server.heartbeats["algo-2"].failure) > FAILURE_CHARACTERS
-    )
+    ask_server(server, failure=Verdict(11, reason))
+    failure = server.heartbeats["algo-2"].failure
+    assert failure and reason.startswith(failure.reason) and len(failure.reason) > FAILURE_CHARACTERS
     server.publish(Verdict(1, reason), {"algo-2"}, seconds=0)
     verdict = ask_server(server)
     assert verdict and verdict.code == 1
@@ -46,14 +44,14 @@ def test_long_reasons_are_truncated(server: VerdictServer) -> None:
 
 def test_head_sees_the_state_of_other_hosts(server: VerdictServer) -> None:
     ask_server(server, "algo-2", stopping=True)
-    ask_server(server, "algo-3", failure="Ray stopped")
+    ask_server(server, "algo-3", failure=Verdict(11, "Ray stopped"))
     assert server.heartbeats["algo-2"].stopping and not server.heartbeats["algo-3"].stopping
-    assert server.heartbeats["algo-3"].failure == "Ray stopped"
+    assert server.heartbeats["algo-3"].failure == Verdict(11, "Ray stopped")
 
 
 def test_request_without_the_token_is_ignored(server: VerdictServer) -> None:
     with pytest.raises(ConnectionError):
-        ask("127.0.0.1", "b" * 64, "algo-2", False, "", server.port)
+        ask("127.0.0.1", "b" * 64, "algo-2", False, None, server.port)
     assert server.heartbeats == {}
 
 
@@ -80,5 +78,5 @@ def test_answer_without_the_token_is_rejected() -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         with pytest.raises(ConnectionError, match="did not prove"):
-            ask("127.0.0.1", TOKEN, "algo-2", False, "", port)
+            ask("127.0.0.1", TOKEN, "algo-2", False, None, port)
         thread.join()
