@@ -3,7 +3,7 @@
 python -m sagemaker_entry.container.outputs STORAGE_PATH RUN_NAME [finished]
 
 The run's settings, metrics and curves go to /opt/ml/output/data. After a finished run, /opt/ml/model gets what serving
-needs: the weights, and `code/` with the script that PyTorch inference containers load.
+needs: the weights, and `code/` with the scripts that the inference containers load.
 """
 
 import shutil
@@ -26,7 +26,7 @@ DATA_FILES = (
     "trace.json.gz",
 )
 MODEL_FILES = ("model.safetensors", "config.json", "metrics.csv")
-# The only parts of vgg_ddp that the serving script needs. They import nothing but torch, numpy and Pillow. Without the
+# The only parts of vgg_ddp that the serving scripts need. They import nothing but torch, numpy and Pillow. Without the
 # package's __init__.py, which is for training.
 CODE = (
     "model/*.py",
@@ -49,9 +49,10 @@ def copy_files(filesystem: fs.FileSystem, folder: str, names: tuple[str, ...], t
 
 
 def copy_code(target: Path) -> None:
-    """Copy the serving script and the modules that it imports."""
+    """Copy the serving scripts and the modules that they import."""
     target.mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "sagemaker_entry" / "container" / "serve" / "inference.py", target)
+    for script in (ROOT / "sagemaker_entry" / "container" / "serve").glob("*.py"):
+        shutil.copy(script, target)
     source = ROOT / "ray_app"
     for file in (file for pattern in CODE for file in source.glob(f"vgg_ddp/{pattern}")):
         copy = target / file.relative_to(source)

@@ -16,8 +16,6 @@ from support.command import PATIENCE, ROOT
 
 pytestmark = pytest.mark.slow
 PAGE = (ROOT / "docs" / "extending.md").read_text()
-# The serving script uses SageMaker's toolkit only for errors.
-TOOLKIT = {"__init__.py": "", "errors.py": "class BaseInferenceToolkitError(Exception): ..."}
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +57,6 @@ def test_documented_model_is_trained_resumed_and_evaluated(tiny_data: Path, fold
 
 def test_documented_model_is_served_by_the_documented_program(folder: Path, trained: Path, tmp_path: Path) -> None:
     (program,) = re.findall(r"```python\n(import sys.*?)```", PAGE, re.DOTALL)
-    (tmp_path / "sagemaker_inference").mkdir()
-    for name, content in TOOLKIT.items():
-        (tmp_path / "sagemaker_inference" / name).write_text(content)
     # Like a model archive, which contains only the models of the training code.
     copy_code(tmp_path)
     shutil.copytree(folder / "ray_app" / "vgg_ddp" / "model", tmp_path / "vgg_ddp" / "model", dirs_exist_ok=True)

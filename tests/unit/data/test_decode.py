@@ -1,13 +1,11 @@
 """Odd and damaged image files give the same right pixels, or the same refusal, wherever images are decoded."""
 
 import csv
-import importlib.util
 import io
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +21,9 @@ from support.odd_images import PICTURE, OddImage, odd_images, outcome_table
 from vgg_ddp.data.dataset import load_split
 from vgg_ddp.data.decode import as_png_or_jpeg, decode_image
 from vgg_ddp.data.source import find_source
+from vgg_ddp.serving.contract import RequestError, decode_request
 
 Pixels = npt.NDArray[np.uint8]
-SERVE = ROOT / "sagemaker_entry" / "container" / "serve" / "inference.py"
 SIZE = 32
 # test_nothing_is_printed_about_large_or_damaged_images checks that users do not see these; pytest resets the filter.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
@@ -117,38 +115,22 @@ def test_predict_classifies_odd_images_like_their_pixels(
         assert original.split()[1:] == copy.split()[1:]
 
 
-@pytest.fixture
-def inference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The serving script; of SageMaker's toolkit, it uses only the class of its errors."""
-    (tmp_path / "sagemaker_inference").mkdir()
-    (tmp_path / "sagemaker_inference" / "__init__.py").touch()
-    (tmp_path / "sagemaker_inference" / "errors.py").write_text("class BaseInferenceToolkitError(Exception): ...")
-    monkeypatch.syspath_prepend(tmp_path)
-    spec = importlib.util.spec_from_file_location("inference", SERVE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_endpoint_accepts_odd_png_and_jpeg_images_and_says_why_not(inference: ModuleType) -> None:
+def test_endpoint_accepts_odd_png_and_jpeg_images_and_says_why_not() -> None:
     for odd in odd_images():
         for file in odd.files:
             if is_png_or_jpeg(file) and not isinstance(odd.expected, str):
-                (pixels,) = inference.input_fn(file, "image/png")
+                (pixels,) = decode_request(file, "image/png")
                 np.testing.assert_array_equal(pixels, decode_image(file, None))
                 continue
-            with pytest.raises(inference.BaseInferenceToolkitError) as refusal:
-                inference.input_fn(file, "image/jpeg")
-            status, message, _ = refusal.value.args
-            assert (status, message[:23]) == (400, "not a valid image/jpeg:")
+            with pytest.raises(RequestError, match="not a valid image/jpeg:") as refusal:
+                decode_request(file, "image/jpeg")
+            assert refusal.value.status == 400
 
 
-def test_endpoint_refuses_images_over_its_own_limit(inference: ModuleType) -> None:
+def test_endpoint_refuses_images_over_its_own_limit() -> None:
     large = encode(Image.new("1", (5000, 5000)), "PNG")
-    with pytest.raises(inference.BaseInferenceToolkitError) as refusal:
-        inference.input_fn(large, "image/png")
-    assert "5000 x 5000 pixels, expected at most 16777216 in total" in refusal.value.args[1]
+    with pytest.raises(RequestError, match="5000 x 5000 pixels, expected at most 16777216 in total"):
+        decode_request(large, "image/png")
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])

@@ -9,9 +9,11 @@ def imported_modules(file: Path) -> set[str]:
     return {node.module for node in nodes if node.module and node.module.startswith("vgg_ddp")}
 
 
-def test_archive_consists_of_the_script_and_the_modules_that_it_needs(tmp_path: Path) -> None:
+def test_archive_consists_of_the_scripts_and_the_modules_that_they_need(tmp_path: Path) -> None:
     outputs.copy_code(tmp_path)
-    needed, found = imported_modules(tmp_path / "inference.py"), set[str]()
+    scripts = sorted(file.name for file in tmp_path.glob("*.py"))
+    assert scripts == ["deployment.py", "inference.py"]
+    needed, found = {name for script in scripts for name in imported_modules(tmp_path / script)}, set[str]()
     while needed:
         name = needed.pop()
         found.add(name)
