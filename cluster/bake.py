@@ -159,8 +159,9 @@ def wait_until_stopped(ec2: Any, instance: str) -> None:
     """
     # EC2 may not know a new instance everywhere at once.
     ec2.get_waiter("instance_exists").wait(InstanceIds=[instance])
-    deadline = time.monotonic() + SETUP_LIMIT_SECONDS
-    while time.monotonic() < deadline:
+    # By the wall clock, which runs on while a laptop sleeps: after the limit, the instance may have stopped unfinished.
+    deadline = time.time() + SETUP_LIMIT_SECONDS
+    while time.time() < deadline:
         (reservation,) = ec2.describe_instances(InstanceIds=[instance])["Reservations"]
         state = reservation["Instances"][0]["State"]["Name"]
         if state == "stopped":
@@ -188,13 +189,16 @@ def bake(cluster_file: str, base_parameter: str) -> None:
     try:
         stack, region = config["cluster_name"], config["provider"]["region"]
         head = config["available_node_types"][config["head_node_type"]]["node_config"]
-        head = {name: head[name] for name in ("LaunchTemplate", "InstanceType")}
+        template = {name: head["LaunchTemplate"][name] for name in ("LaunchTemplateName", "Version")}
+        machine = {"LaunchTemplate": template, "InstanceType": head["InstanceType"]}
         script = user_data(config)
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise ClusterFileError(f"{cluster_file}: not a cluster file like aws.yaml: {error} is missing") from error
+    except (AttributeError, TypeError) as error:
+        raise ClusterFileError(f"{cluster_file}: not a cluster file like aws.yaml: {error}") from error
     ec2, ssm = boto3.client("ec2", region), boto3.client("ssm", region)
     base = ssm.get_parameter(Name=base_parameter)["Parameter"]["Value"]
-    instance = launch(ec2, config, head | {"ImageId": base, "UserData": script}, f"{stack}-image")
+    instance = launch(ec2, config, machine | {"ImageId": base, "UserData": script}, f"{stack}-image")
     try:
         print(f"Instance:  {instance}, from {base}; installing", flush=True)
         started = time.monotonic()

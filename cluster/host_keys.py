@@ -1,6 +1,7 @@
 """SSH host keys: how the scripts have them checked, and what to say if a key is not the expected one."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def changed_key(output: str) -> str | None:
     file = re.search(r"Offending \S+ key in (.+):\d+", output)
     if not name or not file:
         return None
+    command = shlex.join(["ssh-keygen", "-R", name[1], "-f", file[1]])
     return (
         f"{name[1]} has another SSH host key than in {file[1]}: if you know that it was reinstalled or replaced, run "
-        f"ssh-keygen -R {name[1]} -f {file[1]}; if not, another machine may be posing as it"
+        f"{command}; if not, another machine may be posing as it"
     )

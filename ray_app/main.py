@@ -27,6 +27,7 @@ def main() -> int:
         # torchrun's processes are themselves the workers.
         arguments = ["--num-workers", "0", *arguments]
     check_environment()
+    # Outside of a SageMaker job, the functions of job_script.py do nothing.
     with reported_to_job():
         arguments = job_arguments(arguments)
         config = parse_flags(TrainConfig, arguments, PROGRAM)

@@ -19,6 +19,8 @@ SECRET_NAME = re.compile(
     r"KEY$|AUTH$|COOKIE|WEBHOOK|CONNECTION_?STRING|(^|_)DSN$|SIGNATURE",
     re.IGNORECASE,
 )
+# The ARN of a secret in Secrets Manager, and its region. The job replaces a variable with this value by the secret.
+SECRET_ARN = r"arn:aws[\w-]*:secretsmanager:([\w-]+):\d{12}:secret:\S+"
 
 
 def encode(value: str) -> str:

@@ -132,15 +132,16 @@ def _build_parser(config_class: type, types: dict[str, Any], program: str) -> _P
             group = parser.add_argument_group(groups[field.name])
         kind = types[field.name]
         options: dict[str, Any] = {"help": texts[field.name].replace("%", "%%") + _describe_default(field.default)}
-        if kind is bool:
+        if kind in (bool, bool | None):
             options["action"] = argparse.BooleanOptionalAction
         else:
             options["metavar"] = field.name.upper() if field.name in positional else _metavar(kind)
         if get_origin(kind) is tuple:
-            options["nargs"] = "+" if field.default is dataclasses.MISSING else "*"
+            # A flag without values may come from an empty shell variable.
+            options["nargs"] = "+"
             if field.name in positional and field.default is not dataclasses.MISSING:
                 # Without a default, argparse requires at least one value.
-                options["default"] = field.default
+                options |= {"nargs": "*", "default": field.default}
         group.add_argument(field.name if field.name in positional else flag(field.name), **options)
     return parser
 

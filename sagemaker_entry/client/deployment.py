@@ -1,18 +1,19 @@
 """Creates, updates, and deletes an endpoint."""
 
 import contextlib
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 from sagemaker_entry.client.autoscaling import Requests, find_scaling, send, stop_scaling
-from sagemaker_entry.client.endpoint import DeployConfig, build_requests, build_scaling, own_name
+from sagemaker_entry.client.endpoint import MARK, DeployConfig, build_requests, build_scaling, own_name
 from sagemaker_entry.client.errors import AWS_ERRORS, EndpointError
+from sagemaker_entry.client.role import find_role
 from vgg_ddp.flags import UsageError
 
 WAITER = {"Delay": 30, "MaxAttempts": 60}
+# What ends the wait for an endpoint.
+WAIT_ENDED: tuple[type[BaseException], ...] = (*AWS_ERRORS, EndpointError, KeyboardInterrupt)
 CHANGING = ("Creating", "Updating", "SystemUpdating", "RollingBack")
-Say = Callable[[str], None]
-"""Tells the user what happens, one line at a time."""
 
 
 def print_line(line: str) -> None:
@@ -34,33 +35,37 @@ def open_session(region: str | None) -> Any:
     return session
 
 
-def deploy(config: DeployConfig, say: Say = print_line) -> str:
+def deploy(config: DeployConfig) -> str:
     """Create or update an endpoint, wait until it is in service unless `wait` is off, and return its name.
 
     Raises:
-        UsageError: if the endpoint exists but was not to be updated, or the other way round, or the job has no model.
+        UsageError: if the endpoint exists but was not to be updated, or the other way round, or the role or the
+            model does not exist.
         EndpointError: if the endpoint does not come into service, or an update of it fails.
         AWS_ERRORS: if AWS rejects a request. What was created until then is deleted.
     """
     session = open_session(config.region)
     sagemaker, scaling = session.client("sagemaker"), session.client("application-autoscaling")
-    described = describe(sagemaker, config.endpoint)
+    described = describe(sagemaker.describe_endpoint, EndpointName=config.endpoint)
     check_status(config, described)
+    config = dataclasses.replace(config, role=find_role(config.role, session))
     requests = build_requests(config, session.region_name, config.model or find_model(sagemaker, config.job or ""))
     limit = f" to {config.max_instances}" if config.max_instances else ""
-    say(f"Image:     {requests['create_model']['PrimaryContainer']['Image']}")
-    say(f"Machines:  {config.instance_count}{limit} x {config.instance_type}, billed until the endpoint is deleted")
+    print_line(f"Image:     {requests['create_model']['PrimaryContainer']['Image']}")
+    print_line(
+        f"Machines:  {config.instance_count}{limit} x {config.instance_type}, billed until the endpoint is deleted"
+    )
     start = update if described else create
-    start(sagemaker, scaling, config, requests, say)
+    start(sagemaker, scaling, config, requests)
     return config.endpoint
 
 
-def describe(sagemaker: Any, endpoint: str) -> dict[str, Any] | None:
-    """AWS's description of an endpoint, or None if there is none."""
+def describe(method: Any, **name: str) -> dict[str, Any] | None:
+    """AWS's description of an endpoint, a configuration, or a model; None if there is none of this name."""
     from botocore.exceptions import ClientError
 
     try:
-        description: dict[str, Any] = sagemaker.describe_endpoint(EndpointName=endpoint)
+        description: dict[str, Any] = method(**name)
     except ClientError as error:
         if is_missing(error):
             return None
@@ -102,19 +107,19 @@ def find_model(sagemaker: Any, job: str) -> str:
     return str(described["ModelArtifacts"]["S3ModelArtifacts"])
 
 
-def create(sagemaker: Any, scaling: Any, config: DeployConfig, requests: Requests, say: Say) -> None:
+def create(sagemaker: Any, scaling: Any, config: DeployConfig, requests: Requests) -> None:
     """Create the endpoint and, once it is in service, its scaling."""
     send_or_undo(sagemaker, requests)
-    say(f"Endpoint:  {config.endpoint}")
+    print_line(f"Endpoint:  {config.endpoint}")
     # Said before the wait: the endpoint is billed even if Ctrl-C ends the wait.
-    say(f"Delete it: {deletion_command(sagemaker, config.endpoint)}")
+    print_line(f"Delete it: {deletion_command(sagemaker, config.endpoint)}")
     if config.wait:
         wait_until_in_service(sagemaker, config.endpoint)
         send(scaling, build_scaling(config))
-        say("Status:    InService")
+        print_line("Status:    InService")
 
 
-def update(sagemaker: Any, scaling: Any, config: DeployConfig, requests: Requests, say: Say) -> None:
+def update(sagemaker: Any, scaling: Any, config: DeployConfig, requests: Requests) -> None:
     """Update the endpoint, wait, and delete its previous configuration and model.
 
     Raises:
@@ -134,21 +139,26 @@ def update(sagemaker: Any, scaling: Any, config: DeployConfig, requests: Request
     except AWS_ERRORS:
         send(scaling, paused)
         raise
-    say(f"Endpoint:  {name}, which serves the previous model until the new one is ready")
-    say(f"Delete it: {deletion_command(sagemaker, name)}")
+    print_line(f"Endpoint:  {name}, which serves the previous model until the new one is ready")
+    print_line(f"Delete it: {deletion_command(sagemaker, name)}")
     if not config.wait:
-        say("Left:      the previous configuration and model; the next --update or --delete deletes them")
+        print_line("Left:      the previous configuration and model; the next --update or --delete deletes them")
         return
-    described = wait_until_in_service(sagemaker, name)
+    try:
+        described = wait_until_in_service(sagemaker, name)
+    except WAIT_ENDED:
+        if paused:
+            print_line(f"NOTE: endpoint {name} no longer scales: update it again, with --max-instances.")
+        raise
     if described["EndpointConfigName"] != new:
         remove(sagemaker, new)
         send(scaling, paused)
         reason = described.get("FailureReason", "AWS gives no reason")
         raise EndpointError(f"the update failed, and endpoint {name} still serves the previous model: {reason}")
     for removed in remove_all(sagemaker, name, keep=new):
-        say(f"Deleted:   {removed}")
+        print_line(f"Deleted:   {removed}")
     send(scaling, build_scaling(config))
-    say("Status:    InService")
+    print_line("Status:    InService")
 
 
 def changes_type(sagemaker: Any, config: DeployConfig) -> bool:
@@ -158,7 +168,7 @@ def changes_type(sagemaker: Any, config: DeployConfig) -> bool:
     return any(variant.get("InstanceType") != config.instance_type for variant in variants)
 
 
-def delete(config: DeployConfig, say: Say = print_line) -> None:
+def delete(config: DeployConfig) -> None:
     """Delete the endpoint, its scaling, and its configurations and models, as far as they exist.
 
     Raises:
@@ -167,7 +177,7 @@ def delete(config: DeployConfig, say: Say = print_line) -> None:
     """
     session = open_session(config.region)
     sagemaker, name = session.client("sagemaker"), config.endpoint
-    described = describe(sagemaker, name)
+    described = describe(sagemaker.describe_endpoint, EndpointName=name)
     if described:
         current = described["EndpointConfigName"]
         if not own_name(name, current):
@@ -175,24 +185,24 @@ def delete(config: DeployConfig, say: Say = print_line) -> None:
                 f"--delete: endpoint {name} has the configuration {current}, which deploy.py did not create: "
                 f"use aws sagemaker delete-endpoint --endpoint-name {name}."
             )
-        delete_endpoint(sagemaker, config, described["EndpointStatus"], say)
-        say(f"Deleted:   endpoint {name}")
+        delete_endpoint(sagemaker, config, described["EndpointStatus"])
+        print_line(f"Deleted:   endpoint {name}")
     removed = remove_all(sagemaker, name)
     for thing in removed:
-        say(f"Deleted:   {thing}")
+        print_line(f"Deleted:   {thing}")
     # Last, since it needs other permissions than the rest, which costs more.
     scaling = session.client("application-autoscaling")
     if find_scaling(scaling, name):
         stop_scaling(scaling, name)
-        say("Deleted:   scaling")
+        print_line("Deleted:   scaling")
     if not described:
-        say(f"There is no endpoint {name}{'' if removed else ', and nothing is left of it'}.")
+        print_line(f"There is no endpoint {name}{'' if removed else ', and nothing is left of it'}.")
 
 
-def delete_endpoint(sagemaker: Any, config: DeployConfig, status: str, say: Say) -> None:
+def delete_endpoint(sagemaker: Any, config: DeployConfig, status: str) -> None:
     """Delete an endpoint in this status and, unless `wait` is off, wait until it is gone."""
     if config.wait and status in CHANGING:
-        say(f"Waiting:   endpoint {config.endpoint} is {status}, which AWS does not interrupt")
+        print_line(f"Waiting:   endpoint {config.endpoint} is {status}, which AWS does not interrupt")
         # A failed endpoint can be deleted, too.
         with contextlib.suppress(EndpointError):
             wait_until_in_service(sagemaker, config.endpoint)
@@ -221,8 +231,17 @@ def remove_all(sagemaker: Any, endpoint: str, keep: str | None = None) -> list[s
     models = sagemaker.get_paginator("list_models").paginate(NameContains=endpoint)
     names = [config["EndpointConfigName"] for page in configurations for config in page["EndpointConfigs"]]
     names += [model["ModelName"] for page in models for model in page["Models"]]
-    ours = sorted({name for name in names if own_name(endpoint, name) and name != keep})
+    ours = sorted({name for name in names if own_name(endpoint, name) and name != keep and is_ours(sagemaker, name)})
     return [removed for name in ours for removed in remove(sagemaker, name)]
+
+
+def is_ours(sagemaker: Any, name: str) -> bool:
+    """Whether the configuration and the model of this name, as far as they exist, are from build_requests."""
+    model = describe(sagemaker.describe_model, ModelName=name)
+    configuration = describe(sagemaker.describe_endpoint_config, EndpointConfigName=name)
+    served = {variant.get("ModelName") for variant in (configuration or {}).get("ProductionVariants", [])}
+    container = (model or {}).get("PrimaryContainer", {})
+    return served <= {name} and (model is None or MARK.items() <= container.get("Environment", {}).items())
 
 
 def remove(sagemaker: Any, name: str) -> list[str]:

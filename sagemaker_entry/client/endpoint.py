@@ -6,23 +6,25 @@ import re
 from typing import Any
 
 from sagemaker_entry.client.autoscaling import VARIANT, Requests, scaling_requests
+from sagemaker_entry.client.checks.access import check_network, check_role, check_role_or_name
+from sagemaker_entry.client.checks.machines import check_machine
 from sagemaker_entry.client.images import INFERENCE, find_image
-from sagemaker_entry.client.settings import S3_PREFIX, check_network, check_role
+from sagemaker_entry.client.settings import S3_PREFIX
 from vgg_ddp.flags import UsageError, flag
 
 REQUEST_MB = 25
-ENVIRONMENT = {
-    # AWS's Ray Serve image: the application in the archive's `code/`.
-    "SM_RAYSERVE_APP": "deployment:app",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # PyTorch inference images. The last three raise the request limit of their model servers from 6 MB to that of an
-    # endpoint: MMS (sagemaker-inference 1.10.1) reads the first of them, TorchServe 0.12 the other two.
+# Of the PyTorch inference images. The last three raise the request limit of their model servers from 6 MB to that of an
+# endpoint: MMS (sagemaker-inference 1.10.1) reads the first of them, TorchServe 0.12 the other two. All versions of
+# deploy.py give them to their models, which --delete recognizes by them.
+MARK = {
     "SAGEMAKER_PROGRAM": "inference.py",
     "SAGEMAKER_SUBMIT_DIRECTORY": "/opt/ml/model/code",
     "SAGEMAKER_MAX_PAYLOAD_IN_MB": str(REQUEST_MB),
     "TS_MAX_REQUEST_SIZE": str(REQUEST_MB * 2**20),
     "TS_MAX_RESPONSE_SIZE": str(REQUEST_MB * 2**20),
 }
+# Of AWS's Ray Serve image: the application in the archive's `code/`.
+ENVIRONMENT = MARK | {"SM_RAYSERVE_APP": "deployment:app", "RAY_USAGE_STATS_ENABLED": "0"}
 # The drivers of the default machine image are too old for CUDA 12.9, which AWS's Ray Serve image contains. See
 # https://aws.github.io/deep-learning-containers/ray/deployment/sagemaker/.
 GPU_IMAGE, GPU_MACHINE_IMAGE = "/ray:serve-ml-sagemaker-cuda", "al2-ami-sagemaker-inference-gpu-3-1"
@@ -33,7 +35,8 @@ class DeployConfig:
     """Serve the model of a training job at an HTTPS endpoint."""
 
     role: str = ""
-    """ARN of the IAM role that the container assumes (required unless $SAGEMAKER_ROLE_ARN is set)."""
+    """ARN or name of the IAM role that the container assumes. Default: $SAGEMAKER_ROLE_ARN; on a SageMaker notebook,
+    its execution role."""
     region: str | None = None
     """AWS region. Default: the one in your AWS configuration."""
     job: str | None = None
@@ -83,12 +86,15 @@ class DeployConfig:
             self._check_model()
         if self.model and not re.fullmatch(r"s3://[^/]+/.+\.tar\.gz", self.model):
             raise UsageError(f"--model {self.model}: expected s3://BUCKET/.../model.tar.gz.")
-        if not re.fullmatch(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,47}", self.endpoint):
+        if not re.fullmatch(r"(?=.{1,48}$)[a-zA-Z0-9](-*[a-zA-Z0-9])*", self.endpoint):
             raise UsageError(f"--endpoint {self.endpoint}: expected up to 48 letters, digits and '-'.")
         if not re.fullmatch(r"ml\.[\w-]+\.\w+", self.instance_type):
             raise UsageError(f"--instance-type {self.instance_type}: expected ml.FAMILY.SIZE.")
+        check_machine("instance_type", self.instance_type, has_own_image=bool(self.image))
         if self.instance_count < 1:
             raise UsageError(f"--instance-count {self.instance_count}: expected a positive number.")
+        if self.kms_key == "":
+            raise UsageError("--kms-key : expected a KMS key.")
         check_network(self.subnets, self.security_groups)
         self._check_scaling()
         self._check_capture()
@@ -100,7 +106,7 @@ class DeployConfig:
                 raise UsageError(f"--delete cannot be combined with {flag(name)}.")
 
     def _check_model(self) -> None:
-        check_role(self.role)
+        check_role_or_name(self.role, self.dry_run)
         if bool(self.job) == bool(self.model):
             raise UsageError("expected either --job or --model.")
         if self.dry_run and not self.model:

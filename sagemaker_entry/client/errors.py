@@ -4,6 +4,10 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
 
+class SubmissionError(Exception):
+    """A request that SageMaker's SDK rejected, or could not build."""
+
+
 class NotCompletedError(Exception):
     """A job that failed or was stopped."""
 
@@ -18,4 +22,4 @@ class EndpointError(Exception):
 
 # Raised by calls to AWS.
 AWS_ERRORS: tuple[type[Exception], ...] = (Boto3Error, BotoCoreError, ClientError)
-ERRORS: tuple[type[Exception], ...] = (*AWS_ERRORS, NotCompletedError, WaitError, EndpointError)
+ERRORS: tuple[type[Exception], ...] = (*AWS_ERRORS, SubmissionError, NotCompletedError, WaitError, EndpointError)

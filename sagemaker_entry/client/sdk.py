@@ -9,11 +9,13 @@ import json
 import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from vgg_ddp.flags import UsageError
 
 INSTALL = "pip install -r requirements.txt -c constraints.txt"
+VALIDATE_ROLE = "SAGEMAKER_VALIDATE_ROLE"
 # The calls that submit something, and the parameter with its name.
 SUBMISSIONS = {
     "CreateTrainingJob": "TrainingJobName",
@@ -81,25 +83,87 @@ def skip_role_check() -> None:
     Unnecessary once that issue is fixed and the check no longer asks for permissions that a job does not use, such as
     those for a VPC.
     """
-    os.environ["SAGEMAKER_VALIDATE_ROLE"] = "false"
+    os.environ[VALIDATE_ROLE] = "false"
 
 
-def config_without_telemetry() -> dict[str, Any]:
-    """The user's configuration of the SDK, plus its key TelemetryOptOut.
+def load_defaults(boto_session: Any, is_dry_run: bool) -> dict[str, Any]:
+    """The SDK's configuration files (the administrator's and the user's), plus their key TelemetryOptOut.
 
-    For a dry run, which sends nothing. If the key is renamed, the SDK rejects it as invalid or reports the dry run.
-
+    This program reports its use to nobody. If the key is renamed, the SDK rejects it as invalid or reports the use.
     Unnecessary once a parameter or an environment variable can opt out of the SDK's telemetry.
-    """
-    from sagemaker.core.config import load_sagemaker_config
 
-    config: dict[str, Any] = load_sagemaker_config()
+    Raises:
+        UsageError: if a file is invalid, or is on S3 in a dry run.
+    """
+    # Imported here because the import takes seconds.
+    from jsonschema.exceptions import ValidationError  # type: ignore[import-untyped]
+    from sagemaker.core.config import load_sagemaker_config
+    from yaml import YAMLError
+
+    files = {name: os.environ.get(f"SAGEMAKER_{name}_CONFIG_OVERRIDE", "") for name in ("ADMIN", "USER")}
+    for name, file in files.items():
+        if is_dry_run and file.startswith("s3://"):
+            raise UsageError(
+                f"--dry-run does not contact AWS, so it cannot read {file}: copy it, and set "
+                f"SAGEMAKER_{name}_CONFIG_OVERRIDE to the copy."
+            )
+    s3 = boto_session.resource("s3")
+    try:
+        config: dict[str, Any] = load_sagemaker_config(s3_resource=s3)
+    except (ValueError, ValidationError, YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"the configuration file of SageMaker's SDK is invalid: {reason}") from error
     config.setdefault("SchemaVersion", "1.0")
     section: dict[str, Any] = config
     for key in ("SageMaker", "PythonSDK", "Modules"):
         section = section.setdefault(key, {})
     section["TelemetryOptOut"] = True
     return config
+
+
+def skip_bucket_check(boto_session: Any) -> None:
+    """Do not ask IAM whether the role may write to the bucket, which the SDK (3.27) does before each upload.
+
+    The user need not have the permission to ask, and IAM has no endpoint in a VPC: each upload would wait for minutes.
+    The SDK continues after any error. If it did not, submitting would end with this one.
+
+    Unnecessary once the check can be turned off with SAGEMAKER_VALIDATE_ROLE.
+    """
+    boto_session.events.register("before-send.iam.SimulatePrincipalPolicy", _refuse)
+
+
+def _refuse(**_: object) -> None:
+    raise UnansweredCallError("the role's access to the bucket is not checked")
+
+
+def encrypt_uploads(boto_session: Any, key: str) -> None:
+    """Encrypt everything that a session uploads to S3 with a KMS key.
+
+    The SDK's tuner (3.27) uploads the source code of a search without the key:
+    https://github.com/aws/sagemaker-python-sdk/issues/5956 was fixed for jobs only.
+    """
+    for call in ("PutObject", "CreateMultipartUpload"):
+        boto_session.events.register(f"before-parameter-build.s3.{call}", partial(_encrypt, key))
+
+
+def _encrypt(key: str, params: dict[str, Any], **_: object) -> None:
+    params.update(ServerSideEncryption="aws:kms", SSEKMSKeyId=key)
+
+
+def complete_request(boto_session: Any, fields: dict[str, Any]) -> None:
+    """Add fields to the request that submits: to that of a job, or to a search's definition of its jobs.
+
+    For fields that the SDK cannot set, or that its tuner drops. botocore documents that a handler of
+    `before-parameter-build` may change the parameters.
+    """
+    for call in SUBMISSIONS:
+        boto_session.events.register(f"before-parameter-build.sagemaker.{call}", partial(_complete, fields))
+
+
+def _complete(fields: dict[str, Any], params: dict[str, Any], **_: object) -> None:
+    definition = params.get("TrainingJobDefinition", params)
+    for name, value in fields.items():
+        definition[name] = definition.get(name, {}) | value if isinstance(value, dict) else value
 
 
 def answer_locally(boto_session: Any) -> None:

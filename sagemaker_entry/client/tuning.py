@@ -5,6 +5,7 @@ https://github.com/aws/sagemaker-python-sdk/issues/5184. In images with SageMake
 runs the script named by the hyperparameter sagemaker_program, which the SDK sets to launch.py.
 """
 
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from sagemaker_entry.client.settings import JobConfig
@@ -31,6 +32,12 @@ def build_tuner(config: JobConfig, trainer: "ModelTrainer") -> "HyperparameterTu
     """The SDK's tuner for these settings."""
     from sagemaker.train.tuner import HyperparameterTuner
 
+    # At most 32 characters, to which the SDK adds 12 for the date and the minute.
+    name = f"{config.job_prefix[:13]}-{secrets.token_hex(3)}"
+    # The tuner uses the trainer's name as a prefix of keys only, once with the session's prefix and once without.
+    session = trainer.sagemaker_session
+    trainer.base_job_name = "/".join(filter(None, (session.default_bucket_prefix, config.job_prefix, name)))
+    session.default_bucket_prefix = None
     return HyperparameterTuner(
         trainer,
         objective_metric_name=OBJECTIVE,
@@ -40,6 +47,6 @@ def build_tuner(config: JobConfig, trainer: "ModelTrainer") -> "HyperparameterTu
         metric_definitions=[{"Name": name, "Regex": regex} for name, regex in METRICS.items()],
         max_jobs=config.max_jobs,
         max_parallel_jobs=config.parallel_jobs,
-        base_tuning_job_name=config.job_prefix[:15],
+        base_tuning_job_name=name,
         tags=trainer.tags,
     )

@@ -9,6 +9,7 @@ from sagemaker_entry.container import hosts
 from sagemaker_entry.container.hosts import Cluster
 from sagemaker_entry.container.outcome import HOSTS_MISSING, RAY_STOPPED, STOPPED, JobError, Redactor, Verdict
 from sagemaker_entry.container.processes import Child, Processes
+from sagemaker_entry.container.secret_values import fetch_secrets
 
 RAY_PORT = 6379
 # How long hosts wait for each other. submit.py sets it with --join-seconds.
@@ -71,8 +72,17 @@ class Entry:
         return time.monotonic() - self.stop_requested_at
 
     def prepare_environment(self, token: str) -> None:
-        """Set the variables that Ray and its workers inherit."""
+        """Set the variables that pip, Ray and its workers inherit.
+
+        Raises:
+            JobError: if a secret that the job names cannot be read.
+        """
         self._redact.add(token)
+        secrets = fetch_secrets(self.environment)
+        for secret in secrets.values():
+            for line in secret.splitlines():
+                self._redact.add(line)
+        self.environment |= secrets
         self.environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
         if len(self.cluster.hosts) == 1:
             self.environment |= LOOPBACK_ONLY

@@ -67,7 +67,7 @@ def submit(
     def run(*flags: object, instance_type: str = "ml.c5.xlarge") -> dict[str, Any]:
         cwd = tmp_path_factory.mktemp("submit")
         environment = sdk_environment | {"AWS_ENDPOINT_URL": aws}
-        result = submit_to_sagemaker(cwd, *MACHINE, instance_type, *flags, **environment)
+        result = submit_to_sagemaker(cwd, *MACHINE, instance_type, "--no-wait", *flags, **environment)
         assert result.returncode == 0, result.stdout + result.stderr
         (name,) = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("Job: ")]
         sagemaker = client(aws, "sagemaker")

@@ -12,6 +12,7 @@ import boto3
 import pytest
 from botocore.validate import ParamValidator
 
+from sagemaker_entry.client.endpoint import ENVIRONMENT
 from sagemaker_entry.deploy import main
 from support.command import PATIENCE, ROOT
 from support.fake_endpoints import REGION, Endpoints, endpoints_service
@@ -90,6 +91,16 @@ def scaling(service: Endpoints) -> list[tuple[int, int, float]]:
     return found
 
 
+def test_role_may_be_given_by_its_name(service: Endpoints, deploy: Deploy) -> None:
+    iam = boto3.client("iam", region_name=REGION)
+    arn = iam.create_role(RoleName="serving", Path="/service-role/", AssumeRolePolicyDocument="{}")["Role"]["Arn"]
+    code, _, error = deploy("--role", "no-such-role", "--image", "mine", *MODEL)
+    assert code == 2 and error.startswith("error: --role no-such-role: its ARN was not found; use the ARN instead.")
+    assert deploy("--role", "serving", "--image", "mine", *MODEL)[0] == 0
+    (name,) = {name for name in stored(service) if service.client().describe_model(ModelName=name)}
+    assert service.client().describe_model(ModelName=name)["ExecutionRoleArn"] == arn
+
+
 def test_dry_run_prints_valid_requests(tmp_path: Path) -> None:
     flags = ("--subnets", "subnet-1", "--security-groups", "sg-1", "--kms-key", "alias/disk", "--instance-count", 2)
     flags = (*flags, "--capture-uri", "s3://bucket/captured", "--capture-percent", 10, *SCALING, "--update")
@@ -139,12 +150,15 @@ def test_endpoint_is_created_with_its_image_and_deleted_with_all_that_belongs_to
 
 def test_half_created_endpoint_is_deleted(deploy: Deploy, service: Endpoints) -> None:
     container = {"Image": "mine", "ModelDataUrl": MODEL[1]}
-    for name in ("cats-20260102030405", "cats-2-20260102030405"):
-        service.client().create_model(ModelName=name, PrimaryContainer=container, ExecutionRoleArn=ROLE[1])
+    marked = container | {"Environment": ENVIRONMENT}
+    # The last one is of another program.
+    models = {"cats-20260102030405": marked, "cats-2-20260102030405": marked, "cats-20260102030406": container}
+    for name, given in models.items():
+        service.client().create_model(ModelName=name, PrimaryContainer=given, ExecutionRoleArn=ROLE[1])
     code, output, error = deploy("--delete")
     assert code == 0, error
     assert output == "Deleted:   model cats-20260102030405\nThere is no endpoint cats.\n"
-    assert stored(service) == ["cats-2-20260102030405"]
+    assert stored(service) == ["cats-2-20260102030405", "cats-20260102030406"]
 
 
 def test_rejected_creation_leaves_nothing(deploy: Deploy, service: Endpoints) -> None:

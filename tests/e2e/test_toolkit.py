@@ -21,7 +21,7 @@ def test_trial_trains_with_the_values_that_the_tuner_chose(
     if missing:
         pytest.skip(missing)
     flags = ["--role", ROLE, "--bucket", BUCKET, "--instance-type", "ml.c5.xlarge", "--no-wait", "--epochs", "1"]
-    flags += ["--data", "s3://bucket/tiny", "--tune", "lr=0.05:0.4", "batch-size=24,48", "--image", "mine"]
+    flags += ["--data", "s3://bucket/tiny", "--tune", "lr=0.05:0.4", "batch-size=24,48"]
     result = submit_to_sagemaker(tmp_path, *flags, **sdk_environment, AWS_ENDPOINT_URL=aws)
     assert result.returncode == 0, result.stdout + result.stderr
     (name,) = re.findall(r"^Tuning: +(\S+)$", result.stdout, re.MULTILINE)

@@ -71,6 +71,11 @@ def test_positional_arguments_and_flags_may_be_mixed() -> None:
     assert parse_command("--tags", "d", "--wait", "a", "b") == Command("a", ("b",), ("d",))
 
 
+def test_list_without_values_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--tags: expected at least one argument"):
+        parse_command("a", "--tags", "--wait")
+
+
 def test_missing_positional_argument_is_named() -> None:
     with pytest.raises(UsageError, match=r"required: SOURCE. See --help\.$"):
         parse_command("--wait")

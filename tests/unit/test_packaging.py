@@ -93,10 +93,15 @@ def test_ray_app_imports_only_what_requirements_train_lists() -> None:
 def test_editable_install_has_every_package_and_the_training_requirements() -> None:
     setuptools = PROJECT["tool"]["setuptools"]
     assert setuptools["dynamic"]["dependencies"]["file"] == ["requirements-train.txt"]
-    (where,) = setuptools["packages"]["find"]["where"]
-    found = find_packages(str(ROOT / where), include=setuptools["packages"]["find"]["include"])
-    folders = {file.parent.relative_to(ROOT / "ray_app") for file in (ROOT / "ray_app" / "vgg_ddp").rglob("*.py")}
-    assert {Path(*name.split(".")) for name in found} == folders
+    found: list[str] = []
+    for where in setuptools["packages"]["find"]["where"]:
+        found += find_packages(str(ROOT / where), include=setuptools["packages"]["find"]["include"])
+    folders = {
+        file.parent.relative_to(parent)
+        for parent, package in ((ROOT / "ray_app", "vgg_ddp"), (ROOT, "sagemaker_entry"))
+        for file in (parent / package).rglob("__init__.py")
+    }
+    assert sorted(found) == sorted(".".join(folder.parts) for folder in folders)
 
 
 def test_missing_package_is_reported_with_the_file_to_install(tmp_path: Path) -> None:

@@ -128,4 +128,5 @@ def _write_failure(reason: str) -> None:
     """Write the job's failure reason, unless there is one: SageMaker shows the start of this file."""
     folder = os.environ.get(OUTPUT_DIR)
     if is_job_script() and folder and not Path(folder, "failure").exists():
+        Path(folder).mkdir(parents=True, exist_ok=True)
         Path(folder, "failure").write_text(reason)

@@ -17,6 +17,8 @@ from support.cluster_files import AWS, CLUSTER
 from support.command import ROOT
 
 WITHOUT_TEMPLATE = AWS | {"head_node_type": "other", "available_node_types": {"other": {"node_config": {}}}}
+OLD_TEMPLATE = {"node_config": {"LaunchTemplate": {"LaunchTemplateId": "lt-1"}, "InstanceType": "m7i.large"}}
+WITHOUT_NAME = AWS | {"available_node_types": {"head": OLD_TEMPLATE}}
 WITHOUT_FILES = AWS | {"file_mounts": {"~/x": "missing.txt"}}
 
 
@@ -28,6 +30,14 @@ WITHOUT_FILES = AWS | {"file_mounts": {"~/x": "missing.txt"}}
         (
             yaml.safe_dump(WITHOUT_TEMPLATE),
             "cluster.yaml: not a cluster file like aws.yaml: 'LaunchTemplate' is missing",
+        ),
+        (
+            yaml.safe_dump(WITHOUT_NAME),
+            "cluster.yaml: not a cluster file like aws.yaml: 'LaunchTemplateName' is missing",
+        ),
+        (
+            yaml.safe_dump(AWS | {"file_mounts": {}, "setup_commands": None}),
+            "cluster.yaml: not a cluster file like aws.yaml: Value after * must be an iterable, not NoneType",
         ),
         (yaml.safe_dump(WITHOUT_FILES), "file_mounts: [Errno 2] No such file or directory: 'missing.txt'"),
     ],

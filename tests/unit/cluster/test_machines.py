@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 import machines
-from host_keys import CHECKED_SSH
+from host_keys import CHECKED_SSH, changed_key
 from support.command import ROOT
 
 pytestmark = pytest.mark.skipif(not shutil.which("ssh-add"), reason="needs openssh-client")
@@ -95,6 +95,13 @@ def test_host_keys_are_checked_whatever_rays_launcher_asks_for(tmp_path: Path) -
         assert found["userknownhostsfile"] == f"{home}/.ssh/vgg-ddp_known_hosts {home}/.ssh/known_hosts"
         assert "controlpath" not in found
         assert (found["hostname"], found.get("hostkeyalias", "")) == ("192.0.2.7", alias)
+
+
+def test_command_that_forgets_a_key_can_be_pasted() -> None:
+    output = "Offending ED25519 key in /home/m e/known_hosts:3\nHost key for [::1]:2222 has changed and you have ..."
+    command = "ssh-keygen -R '[::1]:2222' -f '/home/m e/known_hosts';"
+    assert command in str(changed_key(output))
+    assert changed_key("Connection refused") is None
 
 
 @pytest.mark.parametrize("script", ["submit.sh", "down.sh"])

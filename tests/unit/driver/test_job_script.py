@@ -67,6 +67,7 @@ def test_results_are_left_where_sagemaker_collects_them(job: Path) -> None:
 
 
 def test_failure_file_has_the_reason(job: Path) -> None:
+    (job / "output").rmdir()
     with pytest.raises(UsageError), reported_to_job():
         raise UsageError("--lr -1: expected a positive number.")
     failure = job / "output" / "failure"

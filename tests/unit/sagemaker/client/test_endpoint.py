@@ -9,6 +9,9 @@ BAD_INPUT = {
     "--job a --dry-run": "--dry-run does not contact AWS, so it requires --model instead of --job.",
     "--model /tmp/model": "--model /tmp/model: expected s3://BUCKET/.../model.tar.gz.",
     "--job a --endpoint x_y": "--endpoint x_y: expected up to 48 letters, digits and '-'.",
+    f"--job a --endpoint a{'-' * 47}z": "expected up to 48 letters, digits and '-'.",
+    "--job a --instance-type ml.p3.2xlarge": "--instance-type ml.p3.2xlarge: its GPUs have a compute capability below",
+    "--job a --instance-type ml.c7g.large": "--instance-type ml.c7g.large: its processor is ARM",
     "--job a --instance-count 0": "--instance-count 0: expected a positive number.",
     "--job a --max-instances 0": "--max-instances 0: expected at least --instance-count 1.",
     "--job a --target-requests 100": "--target-requests requires --max-instances.",
@@ -19,6 +22,7 @@ BAD_INPUT = {
     "--job a --capture-uri /tmp": "--capture-uri /tmp: expected s3://BUCKET/PREFIX.",
     "--job a --delete": "--delete cannot be combined with --job.",
     "--delete --dry-run": "--delete cannot be combined with --dry-run.",
+    "--job a --kms-key=": "--kms-key : expected a KMS key.",
     "--job a --subnets subnet-1": "--subnets and --security-groups must be used together.",
 }
 
@@ -41,10 +45,7 @@ def test_only_names_with_the_time_of_a_deployment_belong_to_an_endpoint() -> Non
         assert not own_name("cats", name)
 
 
-def test_image_is_known_in_all_kinds_of_regions_but_not_for_arm() -> None:
+def test_image_is_known_in_all_kinds_of_regions() -> None:
     for region in ("us-east-1", "us-gov-west-1", "cn-north-1", "us-iso-east-1", "eusc-de-east-1", "mx-central-1"):
         for instance_type, kind in {"ml.c5.large": "cpu", "ml.g5.xlarge": "cuda"}.items():
             assert f"/ray:serve-ml-sagemaker-{kind}-v1." in find_image(INFERENCE, region, instance_type)
-    for instance_type in ("ml.c7g.large", "ml.inf2.xlarge"):
-        with pytest.raises(UsageError, match="use --image"):
-            find_image(INFERENCE, "us-east-1", instance_type)

@@ -1,5 +1,6 @@
 """Contract tests of client/sdk.py against the installed SDK: each fails when the SDK changes what it relies on."""
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -7,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import InvalidRegionError
 
 from sagemaker_entry.client import sdk
+from sagemaker_entry.client.images import find_training_image
 from sagemaker_entry.client.session import open_session
 from sagemaker_entry.client.settings import JobConfig
 from sagemaker_entry.client.staging import stage
@@ -16,9 +19,10 @@ from sagemaker_entry.client.trainer import build_trainer
 from sagemaker_entry.client.tuning import build_tuner
 from sagemaker_entry.container.job import SDK_CHANNELS
 from support.command import ROOT
+from vgg_ddp.flags import UsageError
 
 ROLE = "arn:aws:iam::123456789012:role/training"
-SEARCH: dict[str, Any] = {"tune": ("lr=0.1:0.2",), "image": "mine"}
+SEARCH: dict[str, Any] = {"tune": ("lr=0.1:0.2",)}
 
 
 @pytest.fixture(autouse=True)
@@ -92,17 +96,16 @@ def join_telemetry() -> None:
             thread.join(30)
 
 
-def test_dry_run_sends_no_telemetry(telemetry: list[Any], tmp_path: Path) -> None:
+def test_sdk_sends_telemetry_unless_it_is_turned_off(
+    telemetry: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_of()
-    submit(config, open_session(config), tmp_path / "source")
+    submit(config, open_session(config), tmp_path / "first")
     join_telemetry()
     assert not telemetry
-
-
-def test_sdk_sends_telemetry_by_default(telemetry: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sdk, "config_without_telemetry", dict)
-    config = config_of()
-    submit(config, open_session(config), tmp_path / "source")
+    modules: dict[str, Any] = {"SageMaker": {"PythonSDK": {"Modules": {}}}}
+    monkeypatch.setattr(sdk, "load_defaults", lambda *_: {"SchemaVersion": "1.0"} | modules)
+    submit(config, open_session(config), tmp_path / "second")
     join_telemetry()
     assert telemetry
 
@@ -115,15 +118,89 @@ def test_sdk_adds_no_channel_that_the_container_does_not_know(settings: dict[str
     assert {channel["ChannelName"] for channel in channels} <= set(SDK_CHANNELS)
 
 
-def test_tuner_drops_the_settings_that_submit_rejects_with_tune(tmp_path: Path) -> None:
-    dropped = config_of(keep_alive_seconds=60, volume_kms_key="alias/disks", encrypt_traffic=True)
-    session = open_session(dropped)
-    trainer = build_trainer(dropped, [], stage(tmp_path / "source"), session)
-    with pytest.raises(sdk.DryRunError) as caught:
-        build_tuner(config_of(**SEARCH), trainer).tune(wait=False)
-    definition = caught.value.request["TrainingJobDefinition"]
-    assert not {"KeepAlivePeriodInSeconds", "VolumeKmsKeyId"} & set(definition["ResourceConfig"])
-    assert "EnableInterContainerTrafficEncryption" not in definition
+@pytest.mark.parametrize("is_completed", [False, True], ids=["by the SDK alone", "completed"])
+def test_tuner_drops_fields_that_are_added_to_its_request(
+    is_completed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_completed:
+        monkeypatch.setattr(sdk, "complete_request", lambda *_: None)
+    config = config_of(
+        **SEARCH,
+        instance_type="ml.c5.xlarge",
+        volume_kms_key="alias/disks",
+        encrypt_traffic=True,
+        network_isolation=False,
+    )
+    definition = submit(config, open_session(config), tmp_path / "source")["TrainingJobDefinition"]
+    assert ("VolumeKmsKeyId" in definition["ResourceConfig"]) is is_completed
+    assert ("EnableInterContainerTrafficEncryption" in definition) is is_completed
+    assert ("EnableNetworkIsolation" in definition) is is_completed
+    assert definition["ResourceConfig"]["InstanceType"] == "ml.c5.xlarge"
+
+
+def test_key_for_local_disks_is_refused_as_a_flag_and_left_out_as_a_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_of(instance_type="ml.g5.xlarge")
+    with pytest.raises(UsageError, match=r"--volume-kms-key mine: ml\.g5\.xlarge has local disks"):
+        submit(dataclasses.replace(config, volume_kms_key="mine"), open_session(config), tmp_path / "first")
+    (tmp_path / "config.yaml").write_text(
+        "SchemaVersion: '1.0'\nSageMaker: {TrainingJob: {ResourceConfig: {VolumeKmsKeyId: mine}}}"
+    )
+    monkeypatch.setenv("SAGEMAKER_ADMIN_CONFIG_OVERRIDE", str(tmp_path / "config.yaml"))
+    request = submit(config, open_session(config), tmp_path / "second")
+    assert "VolumeKmsKeyId" not in request["ResourceConfig"]
+    assert "NOTE: VolumeKmsKeyId in the SDK's defaults file is not used: ml.g5.xlarge" in capsys.readouterr().out
+
+
+def test_sdk_asks_iam_about_the_bucket_before_it_uploads(tmp_path: Path) -> None:
+    config = config_of()
+    session = open_session(config)
+    asked: list[str] = []
+    session.boto_session.events.register("before-call.iam", lambda event_name, **_: asked.append(event_name))
+    submit(config, session, tmp_path / "source")
+    assert set(asked) == {"before-call.iam.SimulatePrincipalPolicy"}
+
+
+def test_dry_run_does_not_read_defaults_from_s3(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAGEMAKER_USER_CONFIG_OVERRIDE", "s3://organization/config.yaml")
+    with pytest.raises(UsageError, match="--dry-run does not contact AWS, so it cannot read s3://organization/config"):
+        open_session(config_of())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("SchemaVersion: '1.0'\nSageMaker: {TrainingJob: {Volume: 3}}", "'Volume' was unexpected"),
+        ("a: [", "while parsing"),
+        (None, "Unable to"),
+    ],
+)
+def test_invalid_defaults_are_a_usage_error(
+    content: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if content:
+        (tmp_path / "config.yaml").write_text(content)
+    monkeypatch.setenv("SAGEMAKER_ADMIN_CONFIG_OVERRIDE", str(tmp_path / "config.yaml"))
+    with pytest.raises(UsageError, match=f"the configuration file of SageMaker's SDK is invalid: .*{reason}"):
+        open_session(config_of())
+
+
+def test_malformed_region_is_not_blamed_on_the_defaults() -> None:
+    with pytest.raises(InvalidRegionError, match="Provided region_name 'eu west'"):
+        open_session(dataclasses.replace(config_of(), region="eu west"))
+
+
+def test_region_without_the_newest_image_gets_the_newest_that_it_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for region in ("us-gov-east-1", "cn-north-1", "us-iso-east-1", "eusc-de-east-1", "eu-isoe-west-1"):
+        image, version = find_training_image(region, "ml.g5.xlarge")
+        assert version == "2.13" and f".{region}." in image and "/pytorch:2.13-cu" in image
+    config = dataclasses.replace(config_of(), region="us-gov-west-1")
+    trainer = build_trainer(config, [], stage(tmp_path / "source"), open_session(config))
+    assert "us-gov-west-1.amazonaws.com/pytorch:2.13-cu" in trainer.training_image
+    assert capsys.readouterr().out == "NOTE: us-gov-west-1 has no image with torch 2.14: using torch 2.13.\n"
 
 
 WITHOUT_SDK = """

@@ -5,20 +5,23 @@ import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 from botocore.stub import Stubber
 
-from sagemaker_entry.client import sdk, waiting
+from sagemaker_entry import submission
+from sagemaker_entry.client import sdk
 from sagemaker_entry.client.errors import NotCompletedError, WaitError
+from sagemaker_entry.jobs import follow
+from sagemaker_entry.jobs.connection import Connection
 
 ARN = "arn:aws:sagemaker:us-east-1:123456789012"
 
 
 def submission_of(name: str | None) -> sdk.Submission:
-    submission = sdk.Submission(boto3.Session(region_name="us-east-1"))
-    submission.name = name
-    return submission
+    recorded = sdk.Submission(boto3.Session(region_name="us-east-1"))
+    recorded.name = name
+    return recorded
 
 
 def fail_while_submitting(name: str | None, error: Exception) -> None:
-    with waiting.submitting(submission_of(name)):
+    with submission.submitting(submission_of(name), "us-east-1"):
         raise error
 
 
@@ -32,7 +35,7 @@ def fail_while_submitting(name: str | None, error: Exception) -> None:
     ids=["describe", "network", "SDK"],
 )
 def test_error_after_submission_names_the_job(error: Exception) -> None:
-    with pytest.raises(WaitError, match="cannot wait for job-7, which may still be running"):
+    with pytest.raises(WaitError, match=r"cannot follow job-7, which may .* --attach job-7 --region us-east-1"):
         fail_while_submitting("job-7", error)
 
 
@@ -47,19 +50,18 @@ def test_rejection_and_errors_before_submission_are_raised_unchanged() -> None:
 
 
 def test_unknown_job_name_is_reported_with_the_command_that_lists_jobs() -> None:
-    assert waiting.submitted_name(submission_of("job-7")) == "job-7"
+    assert submission.submitted_name(submission_of("job-7")) == "job-7"
     with pytest.raises(WaitError, match="aws sagemaker list-training-jobs"):
-        waiting.submitted_name(submission_of(None))
+        submission.submitted_name(submission_of(None))
 
 
 @pytest.fixture
 def wait_for_search(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Waits for a search that goes through these statuses."""
-    monkeypatch.setattr(waiting, "POLL_SECONDS", 0.0)
     # Stubber validates the answers with botocore's model of the service.
     client = boto3.client("sagemaker", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="x")
-    session = boto3.Session()
-    monkeypatch.setattr(session, "client", lambda _: client)
+    monkeypatch.setattr(boto3.Session, "client", lambda *_, **__: client)
+    connection = Connection("us-east-1", sleep=lambda _: None)
 
     def wait(*statuses: str, **last: object) -> None:
         with Stubber(client) as stubber:
@@ -79,7 +81,7 @@ def wait_for_search(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 stubber.add_response(
                     "describe_hyper_parameter_tuning_job", answer | (last if done + 1 == len(statuses) else {})
                 )
-            waiting.wait_for_search(session, "search-1")
+            follow.wait_for_search(connection, "search-1")
 
     return wait
 

@@ -1,0 +1,1 @@
+"""Submitted jobs: their log, followed even while AWS cannot be reached, their settings, and their endpoints."""
