@@ -212,7 +212,7 @@ def test_job_outlives_ctrl_c_and_a_lost_network_until_it_is_stopped(
     storage.mkdir()
     # Steps of seconds: saving may take longer than the 3 s that Ray itself waits before it kills a job. Even a busy
     # machine finishes one in the 22 s that the driver waits.
-    flags = ["--num-workers", WORKERS, "--data", "sample", "--epochs", 50, "--batch-size", 800, "--precision", "fp32"]
+    flags = ["--num-workers", WORKERS, "--data", "sample", "--epochs", 50, "--batch-size", 600, "--precision", "fp32"]
     flags += ["--storage-path", storage, "--run-name", "run"]
     process = laptop.start(SUBMIT, laptop.cluster_file, *flags, log=tmp_path / "submitted")
     wait_until(lambda: "Workers: " in (tmp_path / "submitted").read_text() or process.poll() is not None)
