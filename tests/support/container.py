@@ -5,7 +5,7 @@ A container sees this machine's files, but has its own /opt/ml, /etc, /tmp and /
 
 import os
 import pwd
-import random
+import secrets
 import shutil
 import signal
 import subprocess
@@ -84,7 +84,7 @@ class Network:
 
 @contextmanager
 def network() -> Iterator[Network]:
-    net = Network(f"vgg{os.getpid() % 100_000}", f"10.{random.randrange(64, 250)}.{random.randrange(1, 250)}")
+    net = Network(f"vgg{os.getpid() % 100_000}", f"10.{64 + secrets.randbelow(186)}.{1 + secrets.randbelow(249)}")
     ip("link", "add", net.name, "type", "bridge")
     try:
         ip("addr", "add", f"{net.gateway}/24", "dev", net.name)
