@@ -5,9 +5,9 @@ import time
 import uuid
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import ray
-from ray.train import TrainingFailedError
 
 from vgg_ddp.compat.ray_data import start_coordinator
 from vgg_ddp.driver import cluster
@@ -17,14 +17,15 @@ from vgg_ddp.driver.conclude import conclude, interrupted
 from vgg_ddp.driver.launch_failures import printed_launch_failures
 from vgg_ddp.driver.ray_environment import INITIALIZED, LOCAL
 from vgg_ddp.driver.signals import InterruptedRunError, StopFlag, call_interruptibly, interrupt_on_signals
-from vgg_ddp.driver.trainer import build_trainer
 from vgg_ddp.job import Inputs, Job, Outcome
 from vgg_ddp.machine import malloc
 from vgg_ddp.observe.mlflow import recorded
 from vgg_ddp.observe.terminal import Follower
 from vgg_ddp.result import RunResult
 from vgg_ddp.run.lock import lock_file
-from vgg_ddp.worker.failures import describe, diverged_outcome
+
+if TYPE_CHECKING:
+    from ray.train import TrainingFailedError
 
 
 def train_on_cluster(attempt: Attempt, address: str) -> RunResult:
@@ -72,8 +73,14 @@ def _notes_of_the_autoscaler(address: str) -> AbstractContextManager[None]:
     return nullcontext() if address == LOCAL else printed_launch_failures()
 
 
-def _fit(attempt: Attempt, inputs: Inputs, placement: Placement, address: str) -> Outcome | TrainingFailedError:
+def _fit(attempt: Attempt, inputs: Inputs, placement: Placement, address: str) -> "Outcome | TrainingFailedError":
     """Train under Ray Train. If the workers failed, print their first exception."""
+    # Imported here because torch takes seconds, in which the first processes of Ray start.
+    from ray.train import TrainingFailedError
+
+    from vgg_ddp.driver.trainer import build_trainer
+    from vgg_ddp.worker.failures import describe, diverged_outcome
+
     run = attempt.run
     stop_flag = StopFlag(f"stop-{run.name}-{uuid.uuid4().hex[:8]}")
     job = Job(
