@@ -111,7 +111,7 @@ def test_cpus_of_a_killed_run_become_available(config: dict[str, object], tmp_pa
     ray.kill(trial)
     with pytest.raises(RayActorError):
         ray.get(ended)
-    wait_until(lambda: ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"], seconds=30)
+    wait_until(lambda: ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"], seconds=90)
 
 
 @pytest.mark.usefixtures("ray_cluster")
