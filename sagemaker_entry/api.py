@@ -5,6 +5,7 @@ from typing import Any, Self
 
 from sagemaker_entry.client import sdk
 from sagemaker_entry.client.checks.given import check_given
+from sagemaker_entry.client.region import open_boto_session
 from sagemaker_entry.client.settings import JobConfig
 from sagemaker_entry.jobs.endpoint import Endpoint
 from vgg_ddp.flags import UsageError, flag
@@ -74,12 +75,9 @@ def find(name: str, region: str | None) -> "Job | Search":
         UsageError: if there is none, or no region is configured.
     """
     sdk.require()
-    import boto3
     from botocore.exceptions import ClientError
 
-    session = boto3.Session(region_name=region)
-    if not session.region_name:
-        raise UsageError("--region: no AWS region is configured; give one, such as --region us-east-1.")
+    session = open_boto_session(region)
     kinds: tuple[type[Job | Search], ...] = (Job, Search)
     for kind in kinds:
         candidate = kind(name, session.region_name)

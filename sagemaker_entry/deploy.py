@@ -16,16 +16,17 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "ray_app"))
 
 from sagemaker_entry.client import sdk
 from sagemaker_entry.client.endpoint import DeployConfig, build_requests, build_scaling
+from sagemaker_entry.client.region import open_boto_session
 from vgg_ddp.flags import UsageError, parse_flags, quit_with_usage_error
 from vgg_ddp.machine.stdout import outlive_readers
 
 
 def run(config: DeployConfig) -> None:
     """Deploy or delete the endpoint, or print the requests that would deploy it."""
-    from sagemaker_entry.client.deployment import delete, deploy, open_session
+    from sagemaker_entry.client.deployment import delete, deploy
 
     if config.dry_run:
-        region = open_session(config.region).region_name
+        region = open_boto_session(config.region).region_name
         requests = build_requests(config, region, config.model or "") | build_scaling(config)
         print(json.dumps(requests, indent=2))
     elif config.delete:

@@ -7,6 +7,7 @@ from typing import Any
 from sagemaker_entry.client.autoscaling import Requests, find_scaling, send, stop_scaling
 from sagemaker_entry.client.endpoint import MARK, DeployConfig, build_requests, build_scaling, own_name
 from sagemaker_entry.client.errors import AWS_ERRORS, EndpointError
+from sagemaker_entry.client.region import open_boto_session
 from sagemaker_entry.client.role import find_role
 from vgg_ddp.flags import UsageError
 
@@ -21,20 +22,6 @@ def print_line(line: str) -> None:
     print(line, flush=True)
 
 
-def open_session(region: str | None) -> Any:
-    """A boto3 session with a region.
-
-    Raises:
-        UsageError: if no region is configured.
-    """
-    import boto3
-
-    session = boto3.Session(region_name=region)
-    if not session.region_name:
-        raise UsageError("--region: no AWS region is configured; give one, such as --region us-east-1.")
-    return session
-
-
 def deploy(config: DeployConfig) -> str:
     """Create or update an endpoint, wait until it is in service unless `wait` is off, and return its name.
 
@@ -44,7 +31,7 @@ def deploy(config: DeployConfig) -> str:
         EndpointError: if the endpoint does not come into service, or an update of it fails.
         AWS_ERRORS: if AWS rejects a request. What was created until then is deleted.
     """
-    session = open_session(config.region)
+    session = open_boto_session(config.region)
     sagemaker, scaling = session.client("sagemaker"), session.client("application-autoscaling")
     described = describe(sagemaker.describe_endpoint, EndpointName=config.endpoint)
     check_status(config, described)
@@ -175,7 +162,7 @@ def delete(config: DeployConfig) -> None:
         UsageError: if the endpoint is not one that `deploy` created.
         AWS_ERRORS: if AWS rejects a request.
     """
-    session = open_session(config.region)
+    session = open_boto_session(config.region)
     sagemaker, name = session.client("sagemaker"), config.endpoint
     described = describe(sagemaker.describe_endpoint, EndpointName=name)
     if described:

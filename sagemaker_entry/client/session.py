@@ -2,15 +2,14 @@
 
 from typing import Any
 
-import boto3
 from sagemaker.core.helper.session_helper import Session
 from sagemaker.core.utils.exceptions import SageMakerCoreError
 
 from sagemaker_entry.client import sdk
 from sagemaker_entry.client.checks.access import check_role
 from sagemaker_entry.client.defaults import with_defaults
+from sagemaker_entry.client.region import open_boto_session
 from sagemaker_entry.client.settings import JobConfig
-from vgg_ddp.flags import UsageError
 
 # Not in errors.py, because importing the SDK takes seconds.
 SDK_ERRORS: tuple[type[Exception], ...] = (SageMakerCoreError, sdk.UnansweredCallError)
@@ -25,9 +24,7 @@ def open_session(config: JobConfig) -> Any:
     sdk.quiet_logs()
     sdk.skip_role_check()
     keys = {"aws_access_key_id": "dry-run", "aws_secret_access_key": "dry-run"} if config.dry_run else {}
-    boto_session = boto3.Session(region_name=config.region, **keys)
-    if not boto_session.region_name:
-        raise UsageError("--region: no AWS region is configured; give one, such as --region us-east-1.")
+    boto_session = open_boto_session(config.region, **keys)
     if config.dry_run:
         sdk.answer_locally(boto_session)
     else:
