@@ -24,8 +24,8 @@ STOPPED = 143
 
 # How much of the failure file SageMaker shows as the job's failure reason.
 FAILURE_CHARACTERS = 1024
-# In a URL: user:password@host.
-_URL_PASSWORD = re.compile(r"(://[^\s/:@]*:)[^\s/@]+@")
+# In a URL: user:password@host, or a token in place of the user, as private package indexes have it.
+_URL_PASSWORD = re.compile(r"(://)(?:([^\s/:@]*:)[^\s/@]+|[^\s/:@]{16,})@")
 _MIN_SECRET_CHARACTERS = 6
 HIDDEN = "******"
 
@@ -49,7 +49,7 @@ class JobError(Exception):
 class Redactor:
     """Replaces secrets in everything that is printed or written.
 
-    Secrets are the values of environment variables with such names, and passwords in URLs.
+    Secrets are the values of environment variables with such names, and passwords and tokens in URLs.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -70,7 +70,7 @@ class Redactor:
         # The longest first: another one may be a part of it.
         for secret in sorted(self._secrets, key=len, reverse=True):
             text = text.replace(secret, HIDDEN)
-        return _URL_PASSWORD.sub(rf"\1{HIDDEN}@", text)
+        return _URL_PASSWORD.sub(rf"\1\2{HIDDEN}@", text)
 
 
 def judge_driver(code: int, lines: Sequence[str], stop_requested: bool) -> Verdict:

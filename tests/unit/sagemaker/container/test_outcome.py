@@ -102,9 +102,13 @@ def test_secret_that_contains_another_is_redacted_as_a_whole() -> None:
     assert Redactor({"A_TOKEN": "s3cret", "B_TOKEN": "my-s3cret-2"})("my-s3cret-2, s3cret") == "******, ******"
 
 
-def test_passwords_in_urls_are_redacted() -> None:
+def test_passwords_and_tokens_in_urls_are_redacted() -> None:
     redact = Redactor({"DB_PASSWORD": "p/w#1234"})
     assert redact("https://aws:eyJ0@index.example/simple") == "https://aws:******@index.example/simple"
+    assert (
+        redact("https://hunter22-hunter22@index/simple, ssh://git@host/")
+        == "https://******@index/simple, ssh://git@host/"
+    )
     assert redact("at https://host/?password=p%2Fw%231234") == "at https://host/?password=******"
     assert redact("see https://example.com:8080/a, and user@example.com") == (
         "see https://example.com:8080/a, and user@example.com"
