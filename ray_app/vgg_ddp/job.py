@@ -47,8 +47,19 @@ class Job:
     code: Code = field(default_factory=Code.of_this_process)
 
 
+Ended = Literal["finished", "stopped", "diverged", "refused", "unsaved"]
+
+
 class RefusedError(Exception):
     """The run cannot start; the message is one line. Raised on all ranks."""
+
+    kind: Ended = "refused"
+
+
+class TakenOverError(RefusedError):
+    """Another command has taken the run over, so this one cannot save it."""
+
+    kind: Ended = "unsaved"
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ class Outcome:
         signal_number: the signal that stopped the run, as far as the driver knows.
     """
 
-    kind: Literal["finished", "stopped", "diverged", "refused", "unsaved"]
+    kind: Ended
     message: str = ""
     step: int = 0
     signal_number: int = signal.SIGTERM

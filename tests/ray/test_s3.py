@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +20,9 @@ from support.command import (
     free_port,
     main_command,
     own_output,
+    process_tree,
     run_main,
+    send,
     started,
     wait_until,
 )
@@ -29,6 +32,7 @@ from support.s3_server import BUCKET, CREDENTIALS, client, s3_server
 pytestmark = pytest.mark.e2e
 
 FLAGS = ("--num-workers", 0, "--recipe", "classic", "--batch-size", 24, "--precision", "fp32", "--epochs", 2)
+WRITES = ("PUT", "POST", "DELETE")
 STORAGE = ("--storage-path", f"s3://{BUCKET}/runs")
 
 
@@ -141,6 +145,37 @@ def test_run_waits_for_s3_that_stalls(endpoint: str, undisturbed: bytes, tmp_pat
     assert model(endpoint, "stalled") == undisturbed
 
 
+@pytest.mark.slow
+def test_frozen_run_that_another_command_continued_ends_without_writing(
+    endpoint: str, undisturbed: bytes, tmp_path: Path
+) -> None:
+    run = "frozen"
+    flags = [*FLAGS, *STORAGE, "--data", f"s3://{BUCKET}/data", "--num-workers", 2, "--run-name", run]
+    requests: list[tuple[str, str]] = []
+    with fault_proxy(endpoint) as (proxy, url):
+        # No checkpoints: a request that is on its way when its process is frozen arrives when it wakes.
+        command = main_command(*flags, "--checkpoint-every-seconds", 3600)
+        with started(tmp_path, command, **CREDENTIALS, AWS_ENDPOINT_URL=url) as process:
+            wait_until(lambda: f"runs/{run}/startup.json" in keys(endpoint, f"runs/{run}/"))
+            frozen = process_tree(process.pid)
+            send(signal.SIGSTOP, frozen)
+            resume = ("--resume", run, "--num-workers", 0, *STORAGE)
+            resumed = run_main(*resume, cwd=tmp_path, **CREDENTIALS, AWS_ENDPOINT_URL=endpoint)
+            proxy.choose = lambda method, path: requests.append((method, path))  # type: ignore[func-returns-value]
+            woken_at = time.monotonic()
+            send(signal.SIGCONT, frozen)
+            output, _ = process.communicate(timeout=PATIENCE)
+            assert time.monotonic() - woken_at < 20
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"run {run} may still be running" in resumed.stdout
+    assert process.returncode == 1, output
+    assert f"error: another command has taken over run {run}, " in output
+    assert "Traceback" not in own_output(output)
+    written = {path.partition("?")[0].rpartition("/")[2] for method, path in requests if method in WRITES}
+    assert written <= {"lease.json"}, requests
+    assert model(endpoint, run) == undisturbed
+
+
 def test_lost_permission_ends_the_run_and_leaves_the_last_checkpoint_to_resume_from(
     endpoint: str, undisturbed: bytes, tmp_path: Path
 ) -> None:
@@ -150,7 +185,7 @@ def test_lost_permission_ends_the_run_and_leaves_the_last_checkpoint_to_resume_f
         command = main_command(*flags, "--checkpoint-every-seconds", 0.2)
         with started(tmp_path, command, **CREDENTIALS, AWS_ENDPOINT_URL=url) as process:
             wait_until(lambda: has_checkpoint(endpoint, run))
-            proxy.choose = lambda method, _: FORBIDDEN if method in ("PUT", "POST", "DELETE") else None
+            proxy.choose = lambda method, _: FORBIDDEN if method in WRITES else None
             output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, output
     assert f"error: s3://{BUCKET}/runs/{run} cannot be written: " in output

@@ -14,6 +14,8 @@ from vgg_ddp.driver.cluster import place_workers
 from vgg_ddp.flags import UsageError
 from vgg_ddp.job import Job, Outcome
 from vgg_ddp.run.files import Row
+from vgg_ddp.run.storage import Folder
+from vgg_ddp.run.versions import VersionedFile
 
 Train = Callable[..., tuple[Outcome, list[Row]]]
 
@@ -92,6 +94,30 @@ def test_machine_without_the_drivers_storage_is_rejected(train: Train, tmp_path:
     outcome, rows = train(2, lock_file=str(tmp_path / ".running-run"), **SETTINGS)
     assert (outcome.kind, rows) == ("refused", [])
     assert outcome.message.startswith(f"--storage-path {tmp_path} of the driver is not on {get_node_ip_address()}: ")
+
+
+def make_loop_with_lease() -> Callable[..., Outcome]:
+    """The training loop of a command that holds a lease."""
+
+    def loop(settings: dict[str, Job]) -> Outcome:
+        from dataclasses import replace
+
+        from vgg_ddp.run.lease import Lease
+        from vgg_ddp.worker.train import train_loop
+
+        job = settings["job"]
+        lease = Lease(VersionedFile((job.run / "lease").path), "taken")
+        return train_loop({"job": replace(job, run=replace(job.run, lease=lease))})
+
+    return loop
+
+
+def test_run_that_another_command_has_taken_over_does_not_start_on_any_rank(train: Train, runs: Folder) -> None:
+    VersionedFile((runs / "taken" / "lease").path).replace(b'{"owner": "another", "writer": ""}', None)
+    outcome, rows = train(2, loop=make_loop_with_lease(), run_name="taken", **SETTINGS)
+    assert (outcome.kind, rows) == ("unsaved", [])
+    assert outcome.message.startswith("another command has taken over run taken, ")
+    assert not (runs / "taken").exists("config.json")
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -145,6 +145,18 @@ def marked_processes(mark: str) -> dict[int, str]:
         if f"{MARK}={mark}\0".encode() in environment and command:
             found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")
     return found
+
+
+def process_tree(pid: int) -> list[int]:
+    """The IDs of a process and of all that it started, directly or not."""
+    return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+
+
+def send(number: signal.Signals, processes: Iterable[int]) -> None:
+    """Send a signal to those of the processes that still exist."""
+    for pid in processes:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE) -> None:

@@ -3,11 +3,12 @@
 import http.client
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 HOP_HEADERS = {"connection", "transfer-encoding", "content-length", "expect", "server", "date"}
+CONDITIONS = ("If-Match", "If-None-Match")
 THROTTLED = (503, "SlowDown")
 BROKEN = (500, "InternalError")
 FORBIDDEN = (403, "AccessDenied")
@@ -23,11 +24,14 @@ class FaultProxy:
     Attributes:
         choose: maps a request's method and path to a fault, or to None to forward the request.
         faults: the number of requests that failed.
+        ignores_conditions: write objects unconditionally, as old storage does.
     """
 
     def __init__(self) -> None:
         self.choose: Callable[[str, str], Fault | None] = lambda _method, _path: None
         self.faults = 0
+        self.ignores_conditions = False
+        self.conditional_lock = threading.Lock()
         self.lock = threading.Lock()
 
 
@@ -53,8 +57,16 @@ class FaultHandler(BaseHTTPRequestHandler):
             status, code = fault
             self.answer(status, [], f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode())
             return
+        # moto checks the condition of a write, then writes: another request could come in between.
+        is_conditional = any(name in self.headers for name in CONDITIONS)
+        with self.proxy.conditional_lock if is_conditional else nullcontext():
+            self.forward(body)
+
+    def forward(self, body: bytes) -> None:
         connection = http.client.HTTPConnection(self.host, timeout=60)
         forwarded = {name: value for name, value in self.headers.items() if name.lower() not in HOP_HEADERS}
+        if self.proxy.ignores_conditions:
+            forwarded = {name: value for name, value in forwarded.items() if name not in CONDITIONS}
         connection.request(self.command, self.path, body, forwarded)
         response = connection.getresponse()
         content = response.read()

@@ -45,6 +45,12 @@ def s3_server(port: int, host: str = "127.0.0.1") -> Iterator[str]:
         yield endpoint
 
 
+def uri_of(endpoint: str, path: str) -> str:
+    """The URI of a path in the bucket, which says where the server is."""
+    host = endpoint.removeprefix("http://")
+    return f"s3://{BUCKET}/{path}?endpoint_override={host}&scheme=http&region={CREDENTIALS['AWS_DEFAULT_REGION']}"
+
+
 class _Quiet(WSGIRequestHandler):
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - the base class's names
         """Print nothing; the base class writes to stderr."""

@@ -22,7 +22,8 @@ LOCK = (ROOT / "constraints.txt").read_text().splitlines()
 FILES = ("requirements-train.txt", "requirements.txt", "requirements-dev.txt")
 # Modules whose distribution has another name, or is installed with a required one.
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "ray"}
-# Imported only for --mlflow and serve.py, which check first that they are installed. _typeshed is for type checkers.
+# Imported only for --mlflow, serve.py, and runs on S3, which check that they are installed. _typeshed is for type
+# checkers.
 OPTIONAL = {"optuna", "mlflow", "botocore", "sqlalchemy", "pydantic", "starlette", "_typeshed"}
 
 

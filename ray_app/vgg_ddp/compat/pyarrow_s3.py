@@ -13,7 +13,7 @@ S3_ATTEMPTS = 10
 
 def with_patience(filesystem: fs.S3FileSystem) -> fs.S3FileSystem:
     """The same filesystem with `S3_ATTEMPTS`; unchanged if pyarrow no longer exposes its options."""
-    options = _options(filesystem)
+    options = s3_options(filesystem)
     if options is None:
         return filesystem
     try:
@@ -30,11 +30,14 @@ class PatientS3FileSystem(fs.S3FileSystem):  # type: ignore[misc]
     """
 
     def __init__(self, **options: Any) -> None:
+        if "allow_delayed_open" in options:
+            # A file of up to 5 MB takes one request instead of three, and so appears at once or not at all.
+            options["allow_delayed_open"] = True
         options["retry_strategy"] = fs.AwsDefaultS3RetryStrategy(max_attempts=S3_ATTEMPTS)
         super().__init__(**options)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        options = _options(super())
+        options = s3_options(super())
         return super().__reduce__() if options is None else (_rebuild, (options,))
 
 
@@ -42,7 +45,7 @@ def _rebuild(options: dict[str, Any]) -> PatientS3FileSystem:
     return PatientS3FileSystem(**options)
 
 
-def _options(filesystem: Any) -> dict[str, Any] | None:
+def s3_options(filesystem: Any) -> dict[str, Any] | None:
     """The arguments to create this filesystem, which pyarrow exposes only to pickle; None if it no longer does."""
     try:
         _, (options,) = filesystem.__reduce__()

@@ -36,7 +36,8 @@ def conclude(run: Run, outcome: Outcome | Exception) -> RunResult:
         print(f"  run folder         {run.folder}")
         if has_curves:
             print(f"  curves             {run.folder / CURVES_FILE}")
-    if outcome.kind in ("stopped", "unsaved"):
+    is_taken_over = run.folder.lease and run.folder.lease.lost
+    if outcome.kind in ("stopped", "unsaved") and not is_taken_over:
         print(_how_to_resume(run), flush=True)
     return of_outcome(run, outcome, rows)
 

@@ -63,7 +63,7 @@ def launch(
     run = replace(run, config=settle_data(run.config, source))
     require_mlflow(run.config.mlflow)
     require_writable(run)
-    with locked(run):
+    with locked(run) as run:
         # Decoding takes about as long as starting Ray and importing torch, so they run at the same time.
         attempt = Attempt(run, in_background(lambda: load(run, source)), phases, callbacks, show_bar)
         if run.config.num_workers == 0:

@@ -21,6 +21,7 @@ from vgg_ddp.run.files import (
     read_progress,
     read_startup,
 )
+from vgg_ddp.run.lease import LeaseLostError
 from vgg_ddp.run.notes import noted
 from vgg_ddp.run.runs import Run
 from vgg_ddp.run.summary import format_row, format_test, kept_row
@@ -86,7 +87,8 @@ class Follower:
         with self._optional(f"{self._run / METRICS_FILE} cannot be read"):
             rows = read_metrics(self._run)
             self._print_epochs(rows)
-            with self._optional("TensorBoard's event file cannot be written"):
+            # That another command has taken over the run ends it, and is reported then.
+            with self._optional("TensorBoard's event file cannot be written"), suppress(LeaseLostError):
                 self._write_events(rows)
         with self._optional("the progress bar cannot be updated"):
             if self._bar:

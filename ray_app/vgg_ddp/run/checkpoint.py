@@ -68,6 +68,7 @@ def write(run: Folder, name: str, state: State) -> None:
     digest = hashlib.sha256(content).hexdigest()
     manifest = {"step": state["step"], "size_bytes": len(content), "sha256": digest}
     try:
+        run.require_lease()
         run.filesystem.create_dir((run / name).path)
         (run / name).write(STATE_FILE, content)
         (run / name).write(MANIFEST_FILE, json.dumps(manifest).encode())

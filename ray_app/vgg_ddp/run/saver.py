@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
 from vgg_ddp.run import checkpoint
+from vgg_ddp.run.lease import LeaseLostError
 from vgg_ddp.run.notes import noted
 from vgg_ddp.run.storage import Folder
 
@@ -24,12 +25,11 @@ class Saver:
     Ray 2.60, one failed write of that list ends the run, and an outdated list prevents a killed run from resuming.
 
     Attributes:
-        failure: why a required file could not be written. A restart would use the same storage, so the run must end.
         checkpoint_time: when the newest complete checkpoint was taken, or this saver was made, in seconds since 1970.
     """
 
     def __init__(self, run: Folder, rank: int) -> None:
-        self.failure: str | None = None
+        self._failure: str | None = None
         self.checkpoint_time = time.time()
         self._run = run
         self._rank = rank
@@ -39,16 +39,25 @@ class Saver:
         self._newest: dict[str, Future[None]] = {}
         self._noted: set[str] = set()
 
+    @property
+    def failure(self) -> str | None:
+        """Why a required file could not be written, or must not be because another command writes to the run folder.
+
+        A restart would use the same storage, so the run must end.
+        """
+        return (self._run.lease and self._run.lease.lost) or self._failure
+
     def write_reliably(self, write: Callable[[], None]) -> None:
         """Write a file that the run requires: retry, and set `failure` if the last attempt fails."""
         try:
             _write_with_retries(write)
         except OSError as error:
-            self.failure = f"{self._run} cannot be written: {error}"
+            self._failure = f"{self._run} cannot be written: {error}"
 
     def write_if_possible(self, name: str, write: Callable[[], None], retry: bool = False) -> None:
         """Write an optional file; the first failure is printed, and the run continues without it."""
-        with noted(f"{self._run / name} could not be written", self._noted):
+        # A lost lease is in `failure`.
+        with noted(f"{self._run / name} could not be written", self._noted), suppress(LeaseLostError):
             if retry:
                 _write_with_retries(write)
             else:
@@ -97,12 +106,19 @@ class Saver:
         for future in self._newest.values():
             future.result()
 
+    def close(self) -> None:
+        """Give up the right to write to the run folder, after the last write."""
+        if self._run.lease:
+            self._run.lease.leave()
+
 
 def _write_with_retries(write: Callable[[], None]) -> None:
     for delay in RETRY_DELAYS:
         try:
             write()
             return
+        except LeaseLostError:
+            raise
         except OSError as error:
             logger.warning("%s: retrying in %.0f s.", error, delay)
             time.sleep(delay)

@@ -8,11 +8,12 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyarrow import fs
 
 from vgg_ddp.compat.pyarrow_s3 import with_patience
+from vgg_ddp.run.lease import Lease
 
 # In seconds. pyarrow retries requests to S3, except those that read an object's content.
 READ_RETRY_DELAYS = (0.5, 2.0, 5.0)
@@ -32,10 +33,15 @@ def is_checkpoint(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on a filesystem, which may not exist yet."""
+    """A folder on a filesystem, which may not exist yet.
+
+    Attributes:
+        lease: what this process must hold to write to the folder; None if it needs nothing.
+    """
 
     filesystem: fs.FileSystem
     path: str
+    lease: Lease | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def at(cls, location: str) -> "Folder":
@@ -59,7 +65,7 @@ class Folder:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def __truediv__(self, name: str) -> "Folder":
-        return Folder(self.filesystem, posixpath.join(self.path, name))
+        return Folder(self.filesystem, posixpath.join(self.path, name), self.lease)
 
     def __str__(self) -> str:
         return self.path if self.is_local else f"{self.filesystem.type_name}://{self.path}"
@@ -97,12 +103,23 @@ class Folder:
         with self.filesystem.open_input_file((self / name).path) as file:
             return bytes(file.read())
 
+    def require_lease(self) -> None:
+        """Make sure that this process may write to the folder now; each method that does so calls it.
+
+        Raises:
+            LeaseLostError: if another command writes there.
+            OSError: if that cannot be found out.
+        """
+        if self.lease:
+            self.lease.require()
+
     def write(self, name: str, content: bytes | memoryview) -> None:
         """Write a file atomically: a reader sees either the old or the new content.
 
         Raises:
             OSError: if the folder cannot be written.
         """
+        self.require_lease()
         target = (self / name).path
         if not self.is_local:
             # Object stores show an object only once it is complete.
@@ -110,6 +127,7 @@ class Folder:
                 stream.write(content)
             return
         with self._temporary_file(name, content) as temporary:
+            self.require_lease()
             os.replace(temporary, target)
 
     def create(self, name: str, content: bytes | memoryview) -> None:
@@ -124,7 +142,9 @@ class Folder:
             self._require_missing(name)
             self.write(name, content)
             return
+        self.require_lease()
         with self._temporary_file(name, content) as temporary:
+            self.require_lease()
             try:
                 os.link(temporary, target)
             except OSError as error:
@@ -170,6 +190,7 @@ class Folder:
         if not self.is_local:
             self.write(name, content)
             return
+        self.require_lease()
         os.makedirs(self.path, exist_ok=True)
         with open((self / name).path, "r+b" if self.exists(name) else "wb") as file:
             file.write(content)
@@ -177,6 +198,7 @@ class Folder:
 
     def delete(self, name: str) -> None:
         """Delete a file or folder in this folder, if it exists."""
+        self.require_lease()
         target = (self / name).path
         kind = self.filesystem.get_file_info(target).type
         with contextlib.suppress(FileNotFoundError):

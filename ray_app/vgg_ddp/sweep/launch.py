@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import wait
@@ -16,6 +17,7 @@ from vgg_ddp.flags import UsageError
 from vgg_ddp.machine import torchrun
 from vgg_ddp.machine.environment import check_ray_settings
 from vgg_ddp.observe.mlflow import require_mlflow
+from vgg_ddp.run.lease import Lease, LeaseLostError
 from vgg_ddp.run.lock import locked
 from vgg_ddp.run.runs import require_writable
 from vgg_ddp.sweep.conclude import conclude
@@ -53,7 +55,8 @@ def launch(config: SweepConfig, arguments: Sequence[str]) -> int:
     sweep = replace(sweep, config=settle_data(config, source))
     require_mlflow(config.mlflow)
     require_writable(sweep.as_run())
-    with locked(sweep.as_run()):
+    with locked(sweep.as_run()) as run:
+        sweep = replace(sweep, folder=run.folder)
         trials = sweep.plan()
         table = Table(sweep.name, config.epochs, sweep.space)
         sweep.save()
@@ -96,34 +99,42 @@ def _run_on_ray(sweep: Sweep, trials: Trials, table: Table) -> int:
             # Ray ships the package without the sample. The trials' own processes are on this machine.
             settings = replace(settings, data=str(SAMPLE_FOLDER))
         call_until_signal(
-            lambda stopping: run_trials(sweep, settings, trials, Progress(trials, table, stopping), at_once)
+            lambda stopping: run_trials(sweep, settings, trials, Progress(trials, table, stopping), at_once),
+            sweep.folder.lease,
         )
     except InterruptedRunError as error:
         print(f"\nStopped by {error}. Resume with: {sweep.resume_command()}", flush=True)
         return 128 + error.signal_number
+    except LeaseLostError as error:
+        print(f"error: {error}.", file=sys.stderr)
+        return 1
     finally:
         ray.shutdown()
     return conclude(sweep, trials, table)
 
 
-def call_until_signal(call: Callable[[threading.Event], object]) -> None:
+def call_until_signal(call: Callable[[threading.Event], object], lease: Lease | None) -> None:
     """Call a function in another thread and wait for it, keeping this thread free for signals.
 
-    On a signal, the event that the function gets is set, and it has `SECONDS_TO_STOP` to return. It must not use Ray
-    after this function has returned.
+    On a signal, or if the lease is lost, the event that the function gets is set, and it has `SECONDS_TO_STOP` to
+    return. It must not use Ray after this function has returned.
 
     Raises:
         InterruptedRunError: on Ctrl-C, SIGTERM, and, without nohup, SIGHUP.
+        LeaseLostError: if the lease is lost.
     """
     from vgg_ddp.driver.signals import InterruptedRunError, SignalWatch, stop_signals
 
     stopping = threading.Event()
     with SignalWatch(signal.SIGINT, *stop_signals()) as watch:
         future = in_background(lambda: call(stopping))
-        while not wait([future], 0.1).done and not watch.received:
+        while not wait([future], 0.1).done and not watch.received and not (lease and lease.lost):
             pass
-    if watch.received:
+    if watch.received or (lease and lease.lost):
         stopping.set()
         wait([future], SECONDS_TO_STOP)
+    if watch.received:
         raise InterruptedRunError(watch.received[0])
+    if lease and lease.lost:
+        raise LeaseLostError(lease.lost)
     future.result()

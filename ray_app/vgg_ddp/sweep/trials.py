@@ -5,9 +5,11 @@ import dataclasses
 import io
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal, get_args
 
 from vgg_ddp.flags import UsageError
+from vgg_ddp.run.lease import LeaseLostError
 from vgg_ddp.run.notes import noted
 from vgg_ddp.run.storage import Folder
 from vgg_ddp.search_space import Parameter, Point, format_value, read_value
@@ -73,7 +75,8 @@ class Trials:
         for trial in self.all:
             values = map(format_value, trial.point.values())
             writer.writerow([trial.name, *values, trial.state, trial.epoch, trial.accuracy, trial.message])
-        with noted(f"{self._folder / TRIALS_FILE} cannot be written"):
+        # A lost lease ends the sweep.
+        with noted(f"{self._folder / TRIALS_FILE} cannot be written"), suppress(LeaseLostError):
             self._folder.write(TRIALS_FILE, text.getvalue().encode())
 
     def load(self) -> None:

@@ -1,12 +1,17 @@
-"""Check that all workers have the driver's code, images, and storage."""
+"""Check that all workers have the driver's code, images, and storage; agree on how the run starts."""
 
 import logging
 import os
 
 import ray.util
+import torch
 
-from vgg_ddp.job import Inputs, Job, RefusedError
+from vgg_ddp.job import Inputs, Job, RefusedError, TakenOverError
 from vgg_ddp.machine.code import Code
+from vgg_ddp.machine.precision import choose_precision
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.lease import LeaseLostError
+from vgg_ddp.run.storage import Folder
 from vgg_ddp.worker.ddp import from_all_ranks, from_rank_zero
 
 logger = logging.getLogger(__name__)
@@ -55,3 +60,30 @@ def require_same_images_and_storage(job: Job, inputs: Inputs) -> None:
             f"--storage-path {os.path.dirname(job.lock_file)} of the driver is not on {', '.join(blind)}: several "
             "machines need a shared folder (NFS) or a URI such as s3://bucket/runs."
         )
+
+
+def agree_on_start(job: Job, device: torch.device) -> tuple[Folder, str, str | None]:
+    """Rank 0's decisions for all ranks: the run folder, the precision, and the checkpoint to resume from. A collective.
+
+    Raises:
+        TakenOverError: on all ranks, if another command has taken the run over.
+    """
+    start = from_rank_zero(lambda: _decide_start(job, device))
+    if isinstance(start, LeaseLostError):
+        raise TakenOverError(str(start))
+    return start
+
+
+def _decide_start(job: Job, device: torch.device) -> tuple[Folder, str, str | None] | LeaseLostError:
+    assert job.run is not None
+    try:
+        if job.run.lease:
+            job.run.lease.join()
+        newest = checkpoint.read_newest(job.run)
+    except LeaseLostError as error:
+        return error
+    if newest is None:
+        return job.run, choose_precision(job.config.precision, device), None
+    # A resumed run keeps its precision, even on another kind of machine.
+    name, state = newest
+    return job.run, state["precision"], name

@@ -25,7 +25,7 @@ from vgg_ddp.job import Inputs, Job, RefusedError
 from vgg_ddp.machine.gpus import fall_back, find_gpus
 from vgg_ddp.machine.limits import usable_cores
 from vgg_ddp.machine.malloc import keep_freed_memory
-from vgg_ddp.machine.precision import DTYPES, choose_precision, has_tf32, prepare_gpu, processor_name
+from vgg_ddp.machine.precision import DTYPES, has_tf32, prepare_gpu, processor_name
 from vgg_ddp.model.conv import use_fast_convolutions
 from vgg_ddp.observe.telemetry import Telemetry
 from vgg_ddp.recipes import Recipe
@@ -34,9 +34,8 @@ from vgg_ddp.run.chosen import CHOSEN_FILE, write_chosen
 from vgg_ddp.run.files import write_config
 from vgg_ddp.run.notes import print_note
 from vgg_ddp.run.saver import Saver
-from vgg_ddp.run.storage import Folder
-from vgg_ddp.worker.agreement import require_same_code, require_same_images_and_storage
-from vgg_ddp.worker.ddp import SYNC_BUFFERS, from_all_ranks, from_rank_zero, warm_up_reducer
+from vgg_ddp.worker.agreement import agree_on_start, require_same_code, require_same_images_and_storage
+from vgg_ddp.worker.ddp import SYNC_BUFFERS, from_all_ranks, warm_up_reducer
 from vgg_ddp.worker.decisions import Control
 from vgg_ddp.worker.hangs import HangMonitor
 from vgg_ddp.worker.metrics import Sums
@@ -62,7 +61,7 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
     require_same_code(job.code)
     inputs: Inputs = ray.get(job.inputs) if isinstance(job.inputs, ray.ObjectRef) else job.inputs
     require_same_images_and_storage(job, inputs)
-    run, precision, newest = from_rank_zero(lambda: _start(job, device))
+    run, precision, newest = agree_on_start(job, device)
     _require_resumable(job, inputs, precision, newest)
     dataset, recipe = inputs.dataset, config.chosen_recipe()
 
@@ -264,17 +263,6 @@ def _resume(worker: Worker, state: TrainState, name: str) -> None:
         raise RefusedError(f"{worker.run / name} cannot be resumed: {error}.") from error
     if worker.rank == 0:
         print(f"Resumed at step {state.step} from {name}, {worker.world_size} worker(s)", flush=True)
-
-
-def _start(job: Job, device: torch.device) -> tuple[Folder, str, str | None]:
-    """Rank 0's decisions for all ranks: the run folder, the precision, and the checkpoint to resume from."""
-    assert job.run is not None
-    newest = checkpoint.read_newest(job.run)
-    if newest is None:
-        return job.run, choose_precision(job.config.precision, device), None
-    # A resumed run keeps its precision, even on another kind of machine.
-    name, state = newest
-    return job.run, state["precision"], name
 
 
 def _require_resumable(job: Job, inputs: Inputs, precision: str, newest: str | None) -> None:

@@ -32,10 +32,13 @@ from vgg_ddp.worker.step import evaluate, train_step
 
 def train_loop(settings: dict[str, Job]) -> Outcome:
     """Train on this worker until the last epoch, or until all ranks agree to end the run."""
+    job = settings["job"]
     try:
-        worker, state = set_up(settings["job"])
+        worker, state = set_up(job)
     except RefusedError as refusal:
-        return Outcome("refused", str(refusal))
+        if job.run and job.run.lease:
+            job.run.lease.leave()
+        return Outcome(refusal.kind, str(refusal))
     with hung_ranks_named(worker.monitor, lambda: state.step):
         outcome = train(worker, state)
         # A test image that cannot be decoded is an error, but must not cost the trained model.
@@ -47,7 +50,8 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
     ended = outcome or test_outcome or Outcome("finished", step=state.step)
     if failure := worker.saver.failure:
         ended = with_failed_write(ended, failure, state.step)
-    if ended.kind == "diverged" and not settings["job"].is_local:
+    worker.saver.close()
+    if ended.kind == "diverged" and not job.is_local:
         report_diverged(ended)
     return ended
 

@@ -24,8 +24,9 @@ def test_pickled_filesystem_keeps_its_retries_or_falls_back(
     assert strategies == [{"max_attempts": pyarrow_s3.S3_ATTEMPTS}] * 2
     assert restored.region == "eu-north-1"
     assert restored.__reduce__()[1][0]["endpoint_override"] == "127.0.0.1:1"
+    assert restored.__reduce__()[1][0]["allow_delayed_open"]
     assert not caplog.records
-    monkeypatch.setattr(pyarrow_s3, "_options", lambda _: {"another": "option"})
+    monkeypatch.setattr(pyarrow_s3, "s3_options", lambda _: {"another": "option"})
     assert with_patience(plain) is plain
     assert len(caplog.records) == 1
 
@@ -43,5 +44,5 @@ def test_changed_pickle_format_falls_back_to_pyarrows_filesystem(
         assert with_patience(changed) is changed
     assert len(caplog.records) == 1
     patient = PatientS3FileSystem(region="eu-north-1", anonymous=True)
-    monkeypatch.setattr(pyarrow_s3, "_options", lambda _: None)
+    monkeypatch.setattr(pyarrow_s3, "s3_options", lambda _: None)
     assert isinstance(pickle.loads(pickle.dumps(patient)), fs.S3FileSystem)

@@ -1,5 +1,6 @@
 """Only one command uses a run at a time."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -10,9 +11,12 @@ from typing import IO
 import pytest
 
 from support.command import ROOT
+from support.run_writer import SECONDS
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError
+from vgg_ddp.run import lease
 from vgg_ddp.run.lock import lock_file, locked
+from vgg_ddp.run.notes import print_note_once
 from vgg_ddp.run.runs import Run, open_run, require_writable
 
 # Locks a run, reports it, and waits to be killed.
@@ -76,3 +80,37 @@ def test_lock_of_a_file_that_another_command_deleted_is_taken_again(
             flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         assert len(attempts) == 2
     assert not os.path.exists(path)
+
+
+def fail(*_: object) -> None:
+    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def test_disk_without_locks_has_a_lease_in_their_place(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", fail)
+    for name, value in SECONDS.items():
+        monkeypatch.setattr(lease, name, value)
+    with locked(run) as held:
+        assert held.folder.lease
+        with pytest.raises(UsageError, match="already running"), locked(run):
+            pass
+        assert (tmp_path / ".running-run").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    with locked(run):
+        pass
+
+
+def test_disk_with_neither_locks_nor_hard_links_is_noted(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", fail)
+    monkeypatch.setattr(os, "link", fail)
+    print_note_once.cache_clear()
+    with locked(run) as held:
+        assert held.folder.lease is None
+    assert capsys.readouterr().err == (
+        "NOTE: nothing prevents other commands from using run run at the same time: its file system has no hard "
+        "links.\n"
+    )

@@ -3,6 +3,7 @@
 import csv
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,14 @@ from support.command import TUNE
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError, parse_flags
 from vgg_ddp.run.files import COLUMNS, write_config
+from vgg_ddp.run.lease import Lease, LeaseLostError
 from vgg_ddp.run.runs import open_run
 from vgg_ddp.run.storage import Folder
+from vgg_ddp.run.versions import VersionedFile
 from vgg_ddp.sweep.capacity import count_workers
 from vgg_ddp.sweep.conclude import training_command
 from vgg_ddp.sweep.config import METRIC, SweepConfig
+from vgg_ddp.sweep.launch import call_until_signal
 from vgg_ddp.sweep.sweeps import Sweep, open_sweep
 from vgg_ddp.sweep.trials import Trials
 from vgg_ddp.sweep.tuner import grace_period
@@ -190,3 +194,16 @@ def test_trials_have_a_quarter_of_their_epochs_before_they_are_compared(epochs: 
 
 def test_trials_are_compared_by_a_column_of_the_metrics() -> None:
     assert METRIC in COLUMNS
+
+
+def test_sweep_that_another_command_continues_is_stopped(tmp_path: Path) -> None:
+    lease = Lease(VersionedFile(str(tmp_path / "lease")), "sweep")
+    stopped = []
+
+    def run_trials(stopping: threading.Event) -> None:
+        lease.lost = "another command has taken over"
+        stopped.append(stopping.wait(30))
+
+    with pytest.raises(LeaseLostError, match="another command has taken over"):
+        call_until_signal(run_trials, lease)
+    assert stopped == [True]
