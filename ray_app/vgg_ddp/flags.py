@@ -90,6 +90,7 @@ def arguments_of(config: Any) -> list[str]:
     return arguments
 
 
+@functools.cache
 def field_help(config_class: type) -> dict[str, str]:
     """The help text of each field of a dataclass: the string below it."""
     # Imported here, because most processes that read a config never parse flags.

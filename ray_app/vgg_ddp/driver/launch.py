@@ -22,7 +22,7 @@ from vgg_ddp.machine import torchrun
 from vgg_ddp.machine.environment import check_ray_settings
 from vgg_ddp.observe.mlflow import recorded, require_mlflow
 from vgg_ddp.result import RunResult
-from vgg_ddp.run.lock import locked
+from vgg_ddp.run.lock import ChangedError, locked
 from vgg_ddp.run.runs import Run, open_run, require_writable
 
 if TYPE_CHECKING:
@@ -63,16 +63,22 @@ def launch(
     run = replace(run, config=settle_data(run.config, source))
     require_mlflow(run.config.mlflow)
     require_writable(run)
-    with locked(run) as run:
-        # Decoding takes about as long as starting Ray and importing torch, so they run at the same time.
-        attempt = Attempt(run, in_background(lambda: load(run, source)), phases, callbacks, show_bar)
-        if run.config.num_workers == 0:
-            return _train_in_this_process(attempt)
-        is_streamed, is_elastic = run.config.ingest == "stream", run.config.min_workers is not None
-        address = ray_environment.prepare(run.config.address, is_streamed, is_elastic)
-        from vgg_ddp.driver.on_cluster import train_on_cluster
+    try:
+        with locked(run) as run:
+            # Decoding takes about as long as starting Ray and importing torch, so they run at the same time.
+            return _train(Attempt(run, in_background(lambda: load(run, source)), phases, callbacks, show_bar))
+    except ChangedError:
+        return launch(config, arguments, started_at, callbacks, show_bar)
 
-        return train_on_cluster(attempt, address)
+
+def _train(attempt: Attempt) -> RunResult:
+    config = attempt.run.config
+    if config.num_workers == 0:
+        return _train_in_this_process(attempt)
+    address = ray_environment.prepare(config.address, config.ingest == "stream", config.min_workers is not None)
+    from vgg_ddp.driver.on_cluster import train_on_cluster
+
+    return train_on_cluster(attempt, address)
 
 
 def _find_data(run: Run) -> Source:

@@ -57,7 +57,7 @@ def _copy(value: Any) -> Any:
 
 
 def write(run: Folder, name: str, state: State) -> None:
-    """Write a checkpoint, then delete all but the `KEEP` newest.
+    """Write a checkpoint, then delete all but the `KEEP` newest complete ones.
 
     Raises:
         OSError: if the storage cannot be written; older checkpoints are kept.
@@ -74,10 +74,24 @@ def write(run: Folder, name: str, state: State) -> None:
         (run / name).write(MANIFEST_FILE, json.dumps(manifest).encode())
     except OSError:
         with contextlib.suppress(OSError):
-            run.delete(name)
+            _delete(run, name)
         raise
-    for old in list_names(run)[KEEP:]:
-        run.delete(old)
+    _delete_old(run)
+
+
+def _delete_old(run: Folder) -> None:
+    # Incomplete ones do not count: a command that was killed or replaced may have left them, even with later steps.
+    names = list_names(run)
+    complete = [name for name in names if (run / name).exists(MANIFEST_FILE)]
+    for name in names:
+        if name not in complete[:KEEP]:
+            _delete(run, name)
+
+
+def _delete(run: Folder, name: str) -> None:
+    # The manifest first, so that what a crash leaves is incomplete.
+    (run / name).delete(MANIFEST_FILE)
+    run.delete(name)
 
 
 def list_names(run: Folder) -> list[str]:
@@ -111,11 +125,17 @@ def read(run: Folder, name: str) -> State:
 
 
 def read_newest(run: Folder) -> tuple[str, State] | None:
-    """Name and state of the newest intact checkpoint; newer damaged ones are reported and deleted."""
+    """Name and state of the newest intact checkpoint; newer damaged ones are reported and deleted.
+
+    So is what an earlier command had no time to delete.
+    """
     for name in list_names(run):
         try:
-            return name, read(run, name)
+            state = read(run, name)
         except DamagedCheckpointError as error:
             logger.warning("%s: using the previous one.", error)
-            run.delete(name)
+            _delete(run, name)
+            continue
+        _delete_old(run)
+        return name, state
     return None

@@ -163,10 +163,17 @@ class Lease:
         """
         if self._role and not self._is_fresh():
             with self._lock:
-                if not self._is_fresh():
-                    self._update()
+                self._refresh()
         if self.lost:
             raise LeaseLostError(self.lost)
+
+    def _refresh(self) -> None:
+        for _ in range(ATTEMPTS):
+            if self._is_fresh():
+                return
+            # If this process is frozen meanwhile, the answer is out of date, and another command may have the lease.
+            self._update()
+        raise OSError(f"{self._object.path} is renewed too slowly")
 
     def _is_fresh(self) -> bool:
         return _now() - self._renewed_at < SECONDS_TO_WRITE

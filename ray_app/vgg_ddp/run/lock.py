@@ -20,6 +20,10 @@ from vgg_ddp.run.storage import Folder
 from vgg_ddp.run.versions import VersionedFile
 
 
+class ChangedError(Exception):
+    """Another command has started or finished the run after this one opened it, which must open it again."""
+
+
 def lock_file(run: Run) -> str | None:
     """The file that a command locks while it uses a run; None if the run folder is not on a disk.
 
@@ -35,6 +39,7 @@ def locked(run: Run) -> Iterator[Run]:
     """Prevent other commands from using the same run within this context; the run, as this command may write to it.
 
     Raises:
+        ChangedError: if another command has used it in the meantime.
         UsageError: if another command is using it.
     """
     path = lock_file(run)
@@ -42,17 +47,28 @@ def locked(run: Run) -> Iterator[Run]:
         yield run
     elif path is None:
         with _leased(run) as run:
+            _require_unchanged(run)
             yield run
     else:
         with _locked_file(run, path) as is_locked:
             is_enough = is_locked and is_on_own_disk(path)
             with nullcontext(run) if is_enough else _leased(run, is_locked) as run:
                 try:
+                    _require_unchanged(run)
                     yield run
                 finally:
                     if not (run.folder.lease and run.folder.lease.lost):
                         with suppress(OSError):
                             os.unlink(path)
+
+
+def _require_unchanged(run: Run) -> None:
+    try:
+        has_changed = run.is_finished() if run.exists else run.was_started()
+    except OSError as error:
+        raise UsageError(f"--storage-path {run.config.storage_path} cannot be read: {error}") from error
+    if has_changed:
+        raise ChangedError
 
 
 def _is_running(run: Run) -> UsageError:

@@ -20,6 +20,9 @@ READ_RETRY_DELAYS = (0.5, 2.0, 5.0)
 # The errors of os.link on a filesystem without hard links, such as FAT.
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
+# On a disk, next to the file that is being written.
+TEMPORARY_FILE = re.compile(r".+\.[0-9a-f]{8}\.tmp")
+
 
 def absolute(location: str) -> str:
     """A local path as an absolute one, with ~ expanded; a URI unchanged."""
@@ -172,13 +175,24 @@ class Folder:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
 
+    def delete_temporary_files(self) -> None:
+        """Delete the files that a crash left while they were being written in this folder."""
+        for name in self.names() if self.is_local else ():
+            if TEMPORARY_FILE.fullmatch(name):
+                self.delete(name)
+
     def try_to_write(self, marker: str) -> None:
         """Write an empty file of this name, and delete it.
 
         Raises:
             OSError: if the folder cannot be written.
         """
-        self.write(marker, b"")
+        if self.is_local:
+            # In place: a crash leaves at most the marker, which the next command deletes.
+            os.makedirs(self.path, exist_ok=True)
+            open((self / marker).path, "wb").close()
+        else:
+            self.write(marker, b"")
         self.delete(marker)
 
     def overwrite(self, name: str, content: bytes) -> None:
@@ -198,9 +212,9 @@ class Folder:
 
     def delete(self, name: str) -> None:
         """Delete a file or folder in this folder, if it exists."""
-        self.require_lease()
         target = (self / name).path
         kind = self.filesystem.get_file_info(target).type
+        self.require_lease()
         with contextlib.suppress(FileNotFoundError):
             if kind == fs.FileType.Directory:
                 self.filesystem.delete_dir(target)

@@ -79,6 +79,7 @@ def _decide_start(job: Job, device: torch.device) -> tuple[Folder, str, str | No
     try:
         if job.run.lease:
             job.run.lease.join()
+        job.run.delete_temporary_files()
         newest = checkpoint.read_newest(job.run)
     except LeaseLostError as error:
         return error

@@ -16,7 +16,7 @@ import ray.train
 from vgg_ddp.feeds.feed import EvaluationSplit
 from vgg_ddp.job import Job, Outcome, RefusedError
 from vgg_ddp.model.stored import stored_form
-from vgg_ddp.run.files import EVALUATED, METRICS_FILE, Row, write_metrics
+from vgg_ddp.run.files import EVALUATED, METRICS_FILE, PROGRESS_FILE, Row, write_metrics
 from vgg_ddp.run.summary import row_to_keep
 from vgg_ddp.weights.model_file import write_model
 from vgg_ddp.worker.ddp import from_all_ranks
@@ -240,6 +240,8 @@ def save(worker: Worker, state: TrainState) -> None:
 def write_results(worker: Worker, state: TrainState) -> None:
     """Write the results of a finished run: all metrics, and the model with its classes and preprocessing."""
     saver, stored = worker.saver, stored_form(state.model)
+    # Before the run is finished: nobody would delete it after a crash of the driver.
+    saver.write_if_possible(PROGRESS_FILE, lambda: worker.run.delete(PROGRESS_FILE))
     # Metrics first: a model that is older belongs to fewer epochs. A run whose metrics cannot be written is still worth
     # its model.
     saver.write_if_possible(METRICS_FILE, lambda: write_metrics(worker.run, state.rows), retry=True)

@@ -12,11 +12,12 @@ import pytest
 from support.command import ROOT
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.data.dataset import Dataset, Split
+from vgg_ddp.driver import launch as launching
 from vgg_ddp.driver.attempt import with_batch_size
 from vgg_ddp.driver.launch import launch
 from vgg_ddp.flags import UsageError
-from vgg_ddp.run.files import Row, write_config, write_metrics
-from vgg_ddp.run.runs import Run
+from vgg_ddp.run.files import MODEL_FILE, Row, write_config, write_metrics
+from vgg_ddp.run.runs import Run, require_writable
 from vgg_ddp.run.storage import Folder
 
 
@@ -104,3 +105,24 @@ def test_missing_data_is_reported_before_a_run_folder_is_created(tmp_path: Path,
     with pytest.raises(UsageError, match=f"--data .*{data}"):
         launch(config, [], 0.0)
     assert not (tmp_path / "runs").exists()
+
+
+def test_run_that_another_command_finishes_in_the_meantime_is_not_trained_again(
+    data_folder: Path,
+    make_rows: Callable[[int], list[Row]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    config = TrainConfig(epochs=2, run_name="run", storage_path=str(tmp_path / "runs"), data=str(data_folder))
+
+    def finish(run: Run) -> None:
+        """The other command, right before this one locks the run."""
+        require_writable(run)
+        write_config(run.folder, config.to_dict())
+        write_metrics(run.folder, make_rows(2))
+        run.folder.write(MODEL_FILE, b"")
+
+    monkeypatch.setattr(launching, "require_writable", finish)
+    assert launch(config, [], 0.0).ended == "finished"
+    assert "Run run is already finished: there is nothing to train." in capsys.readouterr().out

@@ -145,6 +145,22 @@ def test_only_the_two_newest_are_kept(run: Folder) -> None:
     assert checkpoint.list_names(run) == [names[3], names[2]]
 
 
+def test_incomplete_checkpoint_does_not_take_the_place_of_a_complete_one(run: Folder) -> None:
+    # As if a command that was replaced had created it late.
+    (run / checkpoint.new_name(9)).write("state.pt", b"")
+    names = [save(run, step) for step in (1, 2)]
+    assert run.names() == sorted(names)
+
+
+def test_resume_deletes_what_a_killed_command_had_no_time_to_delete(run: Folder) -> None:
+    names = [save(run, step) for step in (3, 4)]
+    for step in (1, 2):
+        (run / checkpoint.new_name(step)).write("manifest.json", b"{}")
+    found = checkpoint.read_newest(run)
+    assert found and found[0] == names[1]
+    assert run.names() == sorted(names)
+
+
 def test_other_files_of_the_run_are_not_checkpoints(run: Folder) -> None:
     run.write("metrics.csv", b"")
     (run / "checkpoint_old").write("note", b"")
