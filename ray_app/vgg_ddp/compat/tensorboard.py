@@ -9,8 +9,8 @@ from vgg_ddp.compat.fallback import log_fallback
 Scalars = tuple[float, int, Mapping[str, float]]
 
 
-def encode_events(scalars: Sequence[Scalars]) -> bytes | None:
-    """The content of an event file; None if tensorboardX no longer has the required modules.
+def encode_events(scalars: Sequence[Scalars], is_start: bool = True) -> bytes | None:
+    """The content of an event file, or its continuation; None if tensorboardX no longer has the required modules.
 
     Equal scalars give equal bytes. No longer needed once the public SummaryWriter can write to a given file name,
     without the host name and the current time: https://github.com/lanpa/tensorboardX/issues/198.
@@ -19,7 +19,7 @@ def encode_events(scalars: Sequence[Scalars]) -> bytes | None:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
-        events = [Event(wall_time=scalars[0][0], file_version="brain.Event:2")]
+        events = [Event(wall_time=scalars[0][0], file_version="brain.Event:2")] if is_start else []
         for seconds, step, values in scalars:
             summary = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
             events.append(Event(wall_time=seconds, step=step, summary=Summary(value=summary)))

@@ -21,19 +21,38 @@ TAGS = {
 }
 
 
-def write_events(run: Folder, rows: Sequence[Row]) -> None:
-    """Rewrite the event file with all epochs, so that a resumed run has each epoch once.
+class EventFile:
+    """TensorBoard's file of a run.
 
-    Equal rows give equal bytes. TensorBoard keeps the file open and continues reading at its position, so the old part
-    must not change. With a validation split, an epoch is tested after the others: its test results come last.
+    It has each epoch once, also after a resume. TensorBoard keeps it open and continues reading at its position, so the
+    old part must not change: equal rows give equal bytes.
     """
-    if has_validation(rows):
-        scalars = [_scalars(row, TAGS.keys() - {*TEST_COLUMNS}) for row in rows]
-        scalars += [_scalars(row, TEST_COLUMNS) for row in rows if not math.isnan(row["test_accuracy"])]
-    else:
-        scalars = [_scalars(row, TAGS.keys() - {*VALIDATION_COLUMNS}) for row in rows]
-    if events := encode_events(scalars):
-        run.overwrite(EVENTS_FILE, events)
+
+    def __init__(self, run: Folder) -> None:
+        self._run = run
+        self._rows: Sequence[Row] = []
+        self._content = b""
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Write all epochs. Only those after the epochs of the last call are encoded: a run may have thousands."""
+        if not rows or rows == self._rows:
+            return
+        known = len(self._rows)
+        # With a validation split, an epoch is tested after the others: its test results come last.
+        continues = known > 0 and rows[:known] == self._rows and not has_validation(rows)
+        added = encode_events(_all_scalars(rows[known:] if continues else rows), is_start=not continues)
+        if added is not None:
+            content = self._content + added if continues else added
+            self._run.overwrite(EVENTS_FILE, content)
+            self._content = content
+        self._rows = rows
+
+
+def _all_scalars(rows: Sequence[Row]) -> list[Scalars]:
+    if not has_validation(rows):
+        return [_scalars(row, TAGS.keys() - {*VALIDATION_COLUMNS}) for row in rows]
+    tested = [_scalars(row, TEST_COLUMNS) for row in rows if not math.isnan(row["test_accuracy"])]
+    return [_scalars(row, TAGS.keys() - {*TEST_COLUMNS}) for row in rows] + tested
 
 
 def _scalars(row: Row, names: Collection[str]) -> Scalars:

@@ -8,7 +8,7 @@ import time
 from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import timedelta
 
-from vgg_ddp.observe.tensorboard import write_events
+from vgg_ddp.observe.tensorboard import EventFile
 from vgg_ddp.run.chosen import CHOSEN_FILE, format_chosen, read_chosen
 from vgg_ddp.run.files import (
     METRICS_FILE,
@@ -46,7 +46,9 @@ class Follower:
         self._note_at = time.monotonic() + (math.inf if run.config.num_workers == 0 else SECONDS_BEFORE_NOTE)
         self._awaits_profile = run.config.profile
         self._printed: list[Row] = []
-        self._in_events: list[Row] = []
+        self._rows: list[Row] = []
+        self._content = b""
+        self._events = EventFile(self._run)
         self._noted: set[str] = set()
         self._bar: Bar | None = None
         if show_bar and sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
@@ -85,16 +87,27 @@ class Follower:
         with self._optional(f"{self._run / STARTUP_FILE} cannot be read"):
             self._print_start()
         with self._optional(f"{self._run / METRICS_FILE} cannot be read"):
-            rows = read_metrics(self._run)
+            rows = self._read_rows()
             self._print_epochs(rows)
             # That another command has taken over the run ends it, and is reported then.
             with self._optional("TensorBoard's event file cannot be written"), suppress(LeaseLostError):
-                self._write_events(rows)
+                self._events.write(rows)
         with self._optional("the progress bar cannot be updated"):
             if self._bar:
                 self._bar.show(read_progress(self._run), self._started_at)
         with self._optional(f"{self._run / PROFILE_FILE} cannot be read"):
             self._print_profile()
+
+    def _read_rows(self) -> list[Row]:
+        """The rows of metrics.csv. The file grows with each epoch, so it is parsed only if it has changed."""
+        try:
+            content = self._run.read(METRICS_FILE)
+        except FileNotFoundError:
+            return []
+        if content != self._content:
+            # If it is replaced in between, the next poll reads it again.
+            self._rows, self._content = read_metrics(self._run), content
+        return self._rows
 
     def _print_start(self) -> None:
         first_step = 0.0 if self._saw_first_step else read_startup(self._run).get("first step", 0.0)
@@ -126,12 +139,6 @@ class Follower:
         if tested and not math.isnan(tested["test_accuracy"]) and tested not in self._printed:
             print(format_test(tested, self._epochs), flush=True)
         self._printed = rows
-
-    def _write_events(self, rows: list[Row]) -> None:
-        """Update TensorBoard's file. After a failure, the next poll tries again."""
-        if rows and rows != self._in_events:
-            write_events(self._run, rows)
-            self._in_events = rows
 
 
 class Bar:

@@ -10,7 +10,7 @@ import pytest
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.driver.launch import launch
 from vgg_ddp.flags import UsageError
-from vgg_ddp.observe.tensorboard import write_events
+from vgg_ddp.observe.tensorboard import EventFile
 from vgg_ddp.result import RunResult
 from vgg_ddp.run.curves import write_curves
 from vgg_ddp.run.files import COLUMNS, METRICS_FILE, Row, read_metrics, write_config, write_metrics
@@ -85,7 +85,7 @@ def test_everything_is_still_shown(damaged: tuple[Folder, list[int], str]) -> No
     if rows := read_metrics(run):
         assert f"epochs             {epochs[-1]}" in format_summary(rows)
         assert all(format_row(row, 3).startswith("epoch ") for row in rows)
-        write_events(run, rows)
+        EventFile(run).write(rows)
         write_curves(run, rows, "a title")
         assert run.exists("curves.png")
 

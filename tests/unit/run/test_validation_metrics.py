@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sagemaker_entry.client.trainer import METRICS
 from vgg_ddp.config import TrainConfig
-from vgg_ddp.observe.tensorboard import EVENTS_FILE, write_events
+from vgg_ddp.observe.tensorboard import EVENTS_FILE, EventFile
 from vgg_ddp.observe.terminal import Follower
 from vgg_ddp.run import curves
 from vgg_ddp.run.files import METRICS_FILE, Row, has_validation, read_metrics, write_config, write_metrics
@@ -108,9 +108,9 @@ def test_curves_show_the_tested_epoch_once_it_is_known(run: Folder, validated: l
 
 
 def test_tensorboard_gets_the_test_after_all_epochs(run: Folder, validated: list[Row], tested: list[Row]) -> None:
-    write_events(run, validated)
+    EventFile(run).write(validated)
     before = run.read(EVENTS_FILE)
-    write_events(run, tested)
+    EventFile(run).write(tested)
     # TensorBoard continues to read where it was.
     assert run.read(EVENTS_FILE).startswith(before)
     accumulator = EventAccumulator(run.path)
