@@ -16,14 +16,14 @@ LIMIT_SECONDS = 600
 
 
 class Training:
-    """main.py in the background. All its processes carry a mark in their environment."""
+    """main.py in the background, of this checkout by default. All its processes carry a mark in their environment."""
 
-    def __init__(self, folder: Path, *flags: object) -> None:
+    def __init__(self, folder: Path, *flags: object, main: Path = MAIN) -> None:
         self.mark = uuid.uuid4().hex
         self.log = folder / f"{self.mark}.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(MAIN), *map(str, flags)],
+                [sys.executable, str(main), *map(str, flags)],
                 cwd=folder,
                 env=os.environ | {MARK: self.mark},
                 stdout=log,
@@ -41,6 +41,10 @@ class Training:
                 # It has exited.
                 continue
         return {pid: command for pid, command in found.items() if command}
+
+    def workers(self) -> list[int]:
+        """Process IDs of the Ray Train workers."""
+        return [pid for pid, command in self.processes().items() if command.startswith("ray::RayTrainWorker")]
 
     def wait(self, limit_seconds: float = LIMIT_SECONDS) -> int:
         """Exit code of the command; -1 if it was killed at the time limit."""

@@ -63,6 +63,9 @@ class TrainConfig:
     """Ray cluster to join: HOST:PORT or auto. Default: $RAY_ADDRESS, otherwise a new cluster on this machine."""
     max_failures: int = 3
     """Maximum restarts from the newest checkpoint after worker failures."""
+    spare_workers: bool = True
+    """Keep a process ready for each worker, so that training continues sooner after a failure. Takes 0.4 GB of memory
+    for each worker; not done if memory is scarce."""
     collective_timeout_seconds: float = 600.0
     """How long workers wait for an unresponsive one before treating it as failed, in seconds."""
 

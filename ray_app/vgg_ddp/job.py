@@ -32,6 +32,7 @@ class Job:
         phases: end time of each start-up phase so far, in seconds since 1970.
         stop_requested: returns whether the run should save and stop.
         callbacks: those that the loop itself calls, in Ray Train's local mode.
+        has_spares: whether each worker keeps a spare process (`compat/ray_spares.py`).
         code: the driver's copy of this package; the workers must run the same code.
     """
 
@@ -44,6 +45,7 @@ class Job:
     phases: dict[str, float] = field(default_factory=dict)
     stop_requested: Callable[[], bool] | None = None
     callbacks: "Sequence[UserCallback]" = ()
+    has_spares: bool = False
     code: Code = field(default_factory=Code.of_this_process)
 
 

@@ -15,6 +15,15 @@ from support.command import MAIN, PATIENCE, free_port, run_main
 
 FakeGpus = Callable[..., dict[str, str]]
 TOO_OLD = {"old_driver": 1}, "the NVIDIA driver 470.82.01 is too old for torch ", "update the driver"
+# What happens in a spare process: Ray chooses its GPU when it becomes a worker.
+SPARE = """
+import os
+from vgg_ddp.compat.ray_spares import load
+load()
+os.environ["CUDA_VISIBLE_DEVICES"] = "1"
+import torch
+print(torch.cuda.device_count(), torch.cuda.get_device_name(0))
+"""
 NO_CODE = {"capability": "7.0"}, " has no code for GPU 0, ", "install a torch that supports it"
 
 
@@ -58,6 +67,14 @@ def test_run_falls_back_to_the_cpu_and_says_why(fake_gpus: FakeGpus, flags: list
     assert note.startswith("NOTE: GPUs cannot be used on ") and reason in note
     assert note.endswith(f"; {remedy}. Training on CPUs.")
     assert chosen_workers(tmp_path) == ("cpu", 1)
+
+
+def test_spare_process_does_not_look_at_gpus_before_it_gets_one(fake_gpus: FakeGpus) -> None:
+    environment = os.environ | fake_gpus(2, names="first,second")
+    command = [sys.executable, "-c", SPARE]
+    # The folder from which Python imports the package.
+    result = subprocess.run(command, cwd=MAIN.parent, env=environment, capture_output=True, text=True, check=False)
+    assert result.stdout == "1 second\n", result.stderr
 
 
 @pytest.mark.e2e

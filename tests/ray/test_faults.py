@@ -56,7 +56,13 @@ def test_killed_and_frozen_workers_are_replaced_and_the_weights_are_those_of_an_
         wait_until(lambda: count_checkpoints(tmp_path / "runs/run") >= 1)
         os.kill(workers(tmp_path.name)[1], signal.SIGKILL)
         wait_until(lambda: "Resumed at step" in log.read_text())
-        os.kill(workers(tmp_path.name)[1], signal.SIGSTOP)
+        second = set(workers(tmp_path.name))
+        os.kill(max(second), signal.SIGSTOP)
+        frozen = time.time()
+        wait_until(lambda: len(set(workers(tmp_path.name)) - second) == 2 or process.poll() is not None)
+        started_at = [psutil.Process(pid).create_time() for pid in set(workers(tmp_path.name)) - second]
+        # The other worker has waited for 20 seconds. It runs in the spare process that it had started after 10.
+        assert min(started_at) < frozen + 15, log.read_text()
         assert process.wait(PATIENCE) == 0, log.read_text()
     output = log.read_text()
     assert output.index("restart 1 of at most 3") < output.index("restart 2 of at most 3")

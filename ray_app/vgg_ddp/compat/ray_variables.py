@@ -21,6 +21,11 @@ FREQUENT_PREEMPTION_CHECKS = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
 # If ignored: Ray keeps starting new processes, which takes seconds of CPU time each, and streaming is slower.
 KEEP_IDLE_PROCESSES = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
 
+# Names a function that a worker process calls when it has started. Ray documents it as `worker_process_setup_hook` of a
+# job's runtime environment; in that of an actor, it only has this name.
+# If ignored: spare processes of workers import torch late, and training continues some seconds later after a failure.
+WORKER_SETUP = {"__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR": "vgg_ddp.compat.ray_spares.load"}
+
 # By default, a driver that `uv run` started makes Ray copy the working directory, and start each worker by `uv run` in
 # the copy, where the virtual environment is missing. The workers use the driver's environment without it.
 # If ignored: under `uv run`, the workers never start.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from vgg_ddp.compat.ray_data import start_coordinator
+from vgg_ddp.compat.ray_variables import WORKER_SETUP
 from vgg_ddp.driver import cluster
 from vgg_ddp.driver.attempt import Attempt, announce, with_batch_size
 from vgg_ddp.driver.cluster import Placement
@@ -82,6 +83,9 @@ def _fit(attempt: Attempt, inputs: Inputs, placement: Placement, address: str) -
     from vgg_ddp.worker.failures import describe, diverged_outcome
 
     run = attempt.run
+    # Spare processes end with the job: not where it outlives the run, nor where workers share their runtime environment
+    # with the tasks that decode images.
+    has_spares = run.config.spare_workers and address != INITIALIZED and run.config.ingest != "stream"
     stop_flag = StopFlag(f"stop-{run.name}-{uuid.uuid4().hex[:8]}")
     job = Job(
         run.config,
@@ -92,6 +96,7 @@ def _fit(attempt: Attempt, inputs: Inputs, placement: Placement, address: str) -
         lock_file=lock_file(run),
         phases=attempt.phases,
         stop_requested=stop_flag.is_raised,
+        has_spares=has_spares,
     )
     trainer = build_trainer(
         job,
@@ -99,8 +104,9 @@ def _fit(attempt: Attempt, inputs: Inputs, placement: Placement, address: str) -
         placement.resources_per_worker,
         own_cluster=address == LOCAL,
         callbacks=attempt.callbacks,
-        # The processes of other clusters have inherited it, or get it from the job.
-        worker_environment=malloc.ENVIRONMENT if address == INITIALIZED else {},
+        # The processes of other clusters have inherited malloc's settings, or get them from the job.
+        worker_environment=(malloc.ENVIRONMENT if address == INITIALIZED else {})
+        | (WORKER_SETUP if has_spares else {}),
     )
     try:
         result = call_interruptibly(trainer.fit, stop_flag.raise_flag, is_shared=address == INITIALIZED)

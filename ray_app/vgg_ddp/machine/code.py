@@ -1,5 +1,6 @@
 """Tell whether two processes run the same code."""
 
+import functools
 import hashlib
 import socket
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ class Code:
     digest: str
 
     @classmethod
+    @functools.cache
     def of_this_process(cls) -> Self:
+        """The package at the time of the first call."""
         return cls(socket.gethostname(), str(PACKAGE), code_digest(PACKAGE))
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import ray.train
 
+from vgg_ddp.compat.ray_spares import spare_kept
 from vgg_ddp.feeds.feed import EvaluationSplit
 from vgg_ddp.job import Job, Outcome, RefusedError
 from vgg_ddp.model.stored import stored_form
@@ -40,7 +41,8 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
             job.run.lease.leave()
         return Outcome(refusal.kind, str(refusal))
     with hung_ranks_named(worker.monitor, lambda: state.step):
-        outcome = train(worker, state)
+        with spare_kept(settings["job"].has_spares, ray.train.get_context().get_local_world_size()):
+            outcome = train(worker, state)
         # A test image that cannot be decoded is an error, but must not cost the trained model.
         test_outcome = None if outcome else finish_run(worker, state)
     worker.telemetry.close()

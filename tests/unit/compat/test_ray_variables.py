@@ -14,6 +14,7 @@ from vgg_ddp.compat import ray_variables
         (ray_variables.LOOPBACK_ONLY, "_private/ray_constants.py"),
         (ray_variables.NO_PREEMPTION_WATCHER, "train/v2/_internal/constants.py"),
         (ray_variables.FREQUENT_PREEMPTION_CHECKS, "train/v2/_internal/constants.py"),
+        (ray_variables.WORKER_SETUP, "_private/ray_constants.py"),
         (ray_variables.NO_UV_RUN, "_private/ray_constants.py"),
         (ray_variables.KEEP_IDLE_PROCESSES, "core/src/ray/raylet/raylet"),
     ],
