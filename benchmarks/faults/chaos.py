@@ -1,8 +1,10 @@
 """Disturb runs at random moments, and compare their final weights with those of an undisturbed run.
 
     python -m benchmarks.faults.chaos --rounds 20 --seed 0
+    sudo "$(which python)" -m benchmarks.faults.chaos --hosts 3 --rounds 60 --seed 0
 
-Each round trains the bundled sample (or --data) under Ray Train and disturbs the run once, at a random step:
+On one machine, each round trains the bundled sample (or --data) under Ray Train and disturbs the run once, at a random
+step:
 
     worker kill     kill -9 of one worker; Ray Train restarts all workers from the newest checkpoint
     driver kill     kill -9 of the command; no process may remain; then resume the run
@@ -13,198 +15,121 @@ Each round trains the bundled sample (or --data) under Ray Train and disturbs th
 For each round, prints the step of the checkpoint that training resumed from, the number of repeated steps (estimated
 from the time since that checkpoint), and the seconds to the first new step, from the kill or from the resuming command.
 Exit code 1 if a run does not finish, or if its model.safetensors differs in any byte.
+
+With --hosts, the cluster has this many hosts: namespaces of this machine, each with a network of its own. The command
+runs on the first one, the workers on the others. Each round brings --faults faults of processes, links, clocks, or
+storage, during the start, the training, the evaluation, the save, or the end (--phases). Dead nodes are replaced, and a
+run that ended is resumed once the fault is over. A round depends only on its seed: --seed 17 --rounds 1 repeats it.
+Needs root, iproute2, nftables, and faketime; moto for the kinds with S3. Exit code 1 if a round fails:
+
+    it did not end in time, or ended without saying why, or could not be resumed
+    its model.safetensors differs in any byte
+    a process, a temporary file, or a lock remained
+    it lost more than the work since the newest checkpoint
 """
 
 import argparse
 import os
-import random
-import re
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from benchmarks.faults.training import Training, estimate_step, first_step_after, newest_step, wait_for_step
+from benchmarks.faults import local_rounds
+from benchmarks.faults.cluster import kinds, rounds
 from benchmarks.record import new_parser, write_json
 
-KINDS = ("worker kill", "driver kill", "terminate", "node drain", "corruption")
-DRAIN_SECONDS = 10
-
-
-@dataclass
-class Round:
-    """One disturbed run.
-
-    Attributes:
-        step: step of the checkpoint that training resumed from.
-        lost_steps: estimated steps that were repeated.
-        recovery_seconds: time to the first new step, from the disturbance or from the command that resumes.
-        same: whether the final weights equal those of the undisturbed run, byte for byte.
-        problem: any other failure; empty if there was none.
-    """
-
-    kind: str
-    step: int
-    lost_steps: int
-    recovery_seconds: float
-    same: bool
-    problem: str = ""
-
-
-def corrupt(run: Path, rng: random.Random) -> None:
-    """Invert one byte of the newest checkpoint."""
-    state = max(run.glob("checkpoint_*/state.pt"))
-    with state.open("r+b") as file:
-        position = rng.randrange(state.stat().st_size)
-        file.seek(position)
-        byte = file.read(1)[0]
-        file.seek(position)
-        file.write(bytes([byte ^ 255]))
-
-
-def disturb(kind: str, folder: Path, flags: list[object], total_steps: int, rng: random.Random) -> Round:
-    """Train once, with one disturbance."""
-    run = folder / "runs" / "chaos"
-    flags = [*flags, "--run-name", "chaos"]
-    hit_after = rng.randrange(1, max(2, total_steps * 3 // 4))
-    if kind == "node drain":
-        return drain_node(folder, run, flags, hit_after)
-    training = Training(folder, *flags)
-    wait_for_step(training, run, hit_after)
-    time.sleep(rng.random())
-    if kind == "worker kill":
-        return kill_worker(training, run, rng)
-    return end_and_resume(kind, training, folder, run, rng)
-
-
-def kill_worker(training: Training, run: Path, rng: random.Random) -> Round:
-    """Kill one worker; Ray Train restarts all of them."""
-    workers = [pid for pid, command in training.processes().items() if command.startswith("ray::RayTrainWorker")]
-    os.kill(rng.choice(workers), signal.SIGKILL)
-    hit = time.time()
-    reached = estimate_step(run, hit)
-    recovered = first_step_after(training, run, hit)
-    problem = wait_for_end(training)
-    return make_round("worker kill", training, reached, recovered - hit, problem)
-
-
-def end_and_resume(kind: str, training: Training, folder: Path, run: Path, rng: random.Random) -> Round:
-    """End the command, optionally corrupt the newest checkpoint, and resume the run with a new command."""
-    number = signal.SIGTERM if kind == "terminate" else signal.SIGKILL
-    training.process.send_signal(number)
-    hit = time.time()
-    expected = 143 if kind == "terminate" else -signal.SIGKILL
-    exit_code = training.wait(60)
-    problem = "" if exit_code == expected else f"exit code {exit_code} instead of {expected}; "
-    if not training.wait_until_all_gone(90):
-        problem += "processes remained; "
-    reached = newest_step(run) if kind == "terminate" else estimate_step(run, hit)
-    if kind == "corruption":
-        corrupt(run, rng)
-    resumed = time.time()
-    training = Training(folder, "--resume", "chaos")
-    recovered = first_step_after(training, run, resumed)
-    problem += wait_for_end(training)
-    return make_round(kind, training, reached, recovered - resumed, problem)
-
-
-def drain_node(folder: Path, run: Path, flags: list[object], hit_after: int) -> Round:
-    """Train on a cluster of two nodes; drain and then remove one of them while a third one joins."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    try:
-        _, leaving = (cluster.add_node(num_cpus=1) for _ in range(2))
-        training = Training(folder, *flags, "--address", cluster.address, "--max-failures", 0)
-        wait_for_step(training, run, hit_after)
-        ray = Path(sys.executable).with_name("ray")
-        target = ["--address", cluster.address, "--node-id", leaving.node_id, "--reason-message", "chaos"]
-        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", str(DRAIN_SECONDS)]
-        subprocess.run([ray, "drain-node", *target, *reason], check=True, capture_output=True)
-        hit = time.time()
-        cluster.add_node(num_cpus=1)
-        time.sleep(DRAIN_SECONDS)
-        reached = estimate_step(run, time.time())
-        cluster.remove_node(leaving, allow_graceful=False)
-        recovered = first_step_after(training, run, hit)
-        problem = wait_for_end(training)
-    finally:
-        cluster.shutdown()
-    return make_round("node drain", training, reached, recovered - hit, problem)
-
-
-def wait_for_end(training: Training) -> str:
-    """Wait for a run to end; describe its failure, empty if it succeeded."""
-    exit_code = training.wait()
-    training.wait_until_all_gone(30)
-    return f"the run ended with {exit_code}: {training.log.read_text()[-500:]}" if exit_code else ""
-
-
-def make_round(kind: str, training: Training, reached: int, recovery_seconds: float, problem: str) -> Round:
-    """The round of a run that had reached the step `reached` when it was disturbed."""
-    found = re.search(r"Resumed at step (\d+)", training.log.read_text())
-    resumed = int(found[1]) if found else 0
-    return Round(kind, resumed, max(0, reached - resumed), recovery_seconds, False, problem)
-
-
-def train_undisturbed(folder: Path, flags: list[object]) -> tuple[bytes, int]:
-    """Train once without a disturbance; return the bytes of model.safetensors, and the number of steps."""
-    folder.mkdir()
-    if Training(folder, *flags, "--run-name", "chaos").wait():
-        raise SystemExit("the undisturbed run failed: " + next(folder.glob("*.log")).read_text()[-2000:])
-    run = folder / "runs" / "chaos"
-    return (run / "model.safetensors").read_bytes(), newest_step(run)
-
-
-def run_rounds(options: argparse.Namespace, folder: Path, flags: list[object]) -> list[Round]:
-    """Train once undisturbed, then with one disturbance per round; print a line for each."""
-    rng = random.Random(options.seed)
-    reference, total_steps = train_undisturbed(folder / "undisturbed", flags)
-    print(f"{options.rounds} rounds, seed {options.seed}, {total_steps} steps, {options.num_workers} workers\n")
-    headings = f"{'from step':>9} {'steps lost':>10} {'first step s':>12}"
-    print(f"{'round':>5}  {'disturbance':<12} {headings}  weights", flush=True)
-    rounds: list[Round] = []
-    for number in range(1, options.rounds + 1):
-        place = folder / str(number)
-        place.mkdir()
-        result = disturb(options.kinds[(number - 1) % len(options.kinds)], place, flags, total_steps, rng)
-        model = place / "runs/chaos/model.safetensors"
-        result.same = model.exists() and model.read_bytes() == reference
-        rounds.append(result)
-        verdict = f"{'the same' if result.same else 'DIFFERENT'} {result.problem}"
-        numbers = f"{result.step:>9} {result.lost_steps:>10} {result.recovery_seconds:>12.1f}"
-        print(f"{number:>5}  {result.kind:<12} {numbers}  {verdict}", flush=True)
-        shutil.rmtree(place)
-    return rounds
+# On one machine, and with --hosts.
+LOCAL_DEFAULTS = {"rounds": 20, "data": "sample", "epochs": 1, "batch_size": 120}
+HOSTS_DEFAULTS = {"rounds": 60, "data": None, "epochs": 3, "batch_size": 24}
 
 
 def main() -> int:
     parser = new_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0, help="of the random disturbances; default: %(default)s")
-    parser.add_argument("--num-workers", type=int, default=2)
-    parser.add_argument("--data", default="sample")
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=120, help="global; default: %(default)s")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="disturbances, used in turn")
+    add_flags(parser)
     options = parser.parse_args()
-    data = options.data if options.data == "sample" else os.path.abspath(options.data)
+    for name, value in (HOSTS_DEFAULTS if options.hosts else LOCAL_DEFAULTS).items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    known = list(kinds.KINDS) if options.hosts else list(local_rounds.KINDS)
+    options.kinds = options.kinds or known
+    if unknown := [name for name in options.kinds if name not in known]:
+        parser.error(f"--kinds {unknown[0]}: expected some of: {'; '.join(known)}")
+    if options.hosts is not None:
+        if options.hosts <= options.num_workers - bool(options.head_cpus):
+            parser.error(f"--hosts {options.hosts}: expected more hosts than --num-workers {options.num_workers}.")
+        if not 1 <= options.faults <= len(known):
+            parser.error(f"--faults {options.faults}: expected 1 to {len(known)}.")
+        if missing := rounds.missing_requirement(options.kinds):
+            parser.error(f"--hosts {missing}.")
+    # Terminating the benchmark must clean up, as interrupting it does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # In the background of a shell or under `nohup`, these are ignored, and the commands under test would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    return on_hosts(options) if options.hosts else on_one_machine(options)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rounds", type=int, help="default: 20, with --hosts 60")
+    parser.add_argument("--seed", type=int, default=0, help="of the first round; default: %(default)s")
+    parser.add_argument("--num-workers", type=int, default=2)
+    parser.add_argument("--data", help="default: sample, with --hosts 240 images of it")
+    parser.add_argument("--epochs", type=int, help="default: 1, with --hosts 3")
+    parser.add_argument("--batch-size", type=int, help="global; default: 120, with --hosts 24")
+    parser.add_argument("--kinds", nargs="+", metavar="KIND", help="disturbances, used in turn; default: all")
+    hosts = parser.add_argument_group("on a cluster")
+    hosts.add_argument("--hosts", type=int, help="number of hosts; default: none, everything on this machine")
+    hosts.add_argument("--head-cpus", type=int, choices=(0, 1), default=0, help="1: the head may have a worker, too")
+    hosts.add_argument("--faults", type=int, default=1, help="faults in each round; default: %(default)s")
+    hosts.add_argument("--phases", nargs="+", choices=kinds.PHASES, default=kinds.PHASES, help="when faults come")
+    hosts.add_argument("--limit-seconds", type=float, default=300, help="for each command; default: %(default)s")
+    hosts.add_argument("--logs", type=Path, help="keep the output of each round in this folder")
+
+
+def training_flags(options: argparse.Namespace, data: str, checkpoint_every_seconds: int) -> list[object]:
     flags: list[object] = ["--num-workers", options.num_workers, "--data", data, "--epochs", options.epochs]
-    flags += ["--recipe", "classic", "--batch-size", options.batch_size]
-    flags += ["--precision", "fp32", "--checkpoint-every-seconds", 2]
+    flags += ["--recipe", "classic", "--batch-size", options.batch_size, "--precision", "fp32"]
+    return [*flags, "--checkpoint-every-seconds", checkpoint_every_seconds]
+
+
+def on_one_machine(options: argparse.Namespace) -> int:
+    data = options.data if options.data == "sample" else os.path.abspath(options.data)
+    flags = training_flags(options, data, checkpoint_every_seconds=2)
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as name:
         # A private home directory: with another cluster's token from the user's, the nodes could not connect.
         os.environ.update(HOME=name, RAY_TMPDIR=name, RAY_USAGE_STATS_ENABLED="0")
-        rounds = run_rounds(options, Path(name), flags)
-    bad = [result for result in rounds if not result.same or result.problem]
-    print(f"\n{len(rounds) - len(bad)} of {len(rounds)} rounds ended with the weights of the undisturbed run")
+        results = local_rounds.run_rounds(options.kinds, options.rounds, options.seed, Path(name), flags)
+    good = sum(result.same and not result.problem for result in results)
+    return conclude(options, flags, good, [vars(result) for result in results])
+
+
+def on_hosts(options: argparse.Namespace) -> int:
+    with tempfile.TemporaryDirectory(prefix="chaos-logs-") as name:
+        folder = Path(name)
+        data = os.path.abspath(options.data) if options.data else str(rounds.make_data(folder / "data"))
+        logs = options.logs or folder
+        logs.mkdir(parents=True, exist_ok=True)
+        flags = [*training_flags(options, data, checkpoint_every_seconds=1), *rounds.FLAGS]
+        seeds = range(options.seed, options.seed + options.rounds)
+        plans = [kinds.make_plan(seed, options.faults, options.kinds, options.phases) for seed in seeds]
+        results = rounds.run_rounds(
+            plans, options.hosts, options.head_cpus, flags, logs.resolve(), options.limit_seconds
+        )
+    rounds.print_table(results)
+    good = sum(result.passed for result in results)
+    return conclude(options, flags, good, [vars(result) | {"passed": result.passed} for result in results])
+
+
+def conclude(options: argparse.Namespace, flags: list[object], good: int, results: list[dict[str, Any]]) -> int:
+    """Print and write the outcome; return the exit code."""
+    print(f"\n{good} of {len(results)} rounds ended with the weights of the undisturbed run")
     settings = {"rounds": options.rounds, "seed": options.seed, "flags": [str(flag) for flag in flags]}
-    write_json(options.json, {"settings": settings, "rounds": [vars(result) for result in rounds]})
-    return 1 if bad else 0
+    if options.hosts:
+        settings |= {"hosts": options.hosts, "head_cpus": options.head_cpus, "faults": options.faults}
+    write_json(options.json, {"settings": settings, "rounds": results})
+    return 0 if good == len(results) else 1
 
 
 if __name__ == "__main__":

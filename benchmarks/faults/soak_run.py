@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmarks.faults.chaos import DRAIN_SECONDS, corrupt
+from benchmarks.faults.local_rounds import DRAIN_SECONDS, corrupt
 from benchmarks.faults.soak_samples import own_processes
 from benchmarks.faults.training import Training, newest_step
 from benchmarks.program import ROOT

@@ -27,7 +27,7 @@ INTRUDER = "import ray; ray.init('{address}:6379', logging_level='ERROR')"
 def test_two_hosts_resume_from_s3_and_reject_a_driver_without_the_token(submit: Submit, simulate: Simulate) -> None:
     # With an apostrophe, which the SDK's scripts in the container do not quote.
     uri = "s3://bucket/it's/checkpoints"
-    request = submit(*TINY, "--epochs", 4, "--batch-size", 2, "--instance-count", 2, "--checkpoint-uri", uri)
+    request = submit(*TINY, "--epochs", 1, "--batch-size", 2, "--instance-count", 2, "--checkpoint-uri", uri)
     job = simulate(request, shm="2g")
     job.start()
     head, other = job.hosts

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from support.command import MAIN, PATIENCE, free_port, run_main
+from support.command import CLUSTER_SETTINGS, MAIN, PATIENCE, free_port, run_main
 
 FakeGpus = Callable[..., dict[str, str]]
 TOO_OLD = {"old_driver": 1}, "the NVIDIA driver 470.82.01 is too old for torch ", "update the driver"
@@ -83,7 +83,7 @@ def test_workers_check_the_gpus_of_an_existing_cluster(flags: list[object], tmp_
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 2})
     try:
         runs = {
-            device: run_main(*flags, "--device", device, "--address", cluster.address, cwd=tmp_path)
+            device: run_main(*flags, "--device", device, "--address", cluster.address, cwd=tmp_path, **CLUSTER_SETTINGS)
             for device in ("gpu", "auto")
         }
     finally:

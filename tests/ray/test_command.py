@@ -23,6 +23,7 @@ from support.command import (
     open_to_the_network,
     run_main,
     run_on_terminal,
+    run_torchrun,
     started,
     wait_until,
     where_the_name_is_public,
@@ -153,40 +154,56 @@ def test_damaged_checkpoint_is_reported_and_the_previous_one_used(tiny_data: Pat
     assert (run / "model.safetensors").read_bytes() == reference
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("signal_number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
-)
-def test_interrupted_ray_run_ends_in_time_and_resumes_to_the_same_weights(
-    signal_number: int, exit_code: int, two_worker_run: tuple[Path, str], tiny_data: Path, tmp_path: Path
-) -> None:
-    flags = ["--num-workers", 2, "--data", tiny_data, "--epochs", 2, "--run-name", "stopped", *FLAGS]
-    command = where_the_name_is_public([sys.executable, str(MAIN), *map(str, flags)], tmp_path)
-    environment = os.environ | {MARK: tmp_path.name}
+def interrupt(cwd: Path, signal_number: int, *flags: object) -> tuple[int, str, float]:
+    """Signal a run once it trains; return its exit code, its output after that, and the seconds until it exited."""
+    command = where_the_name_is_public(main_command(*flags), cwd)
+    environment = os.environ | {MARK: cwd.name}
     with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         assert process.stdout
         for line in process.stdout:
             if line.startswith("Started:"):
                 break
-        assert open_to_the_network(tmp_path.name) == []
+        assert open_to_the_network(cwd.name) == []
         if signal_number == signal.SIGHUP:
             # A terminal that closes sends it to Ray's processes as well.
             os.killpg(process.pid, signal_number)
         else:
             process.send_signal(signal_number)
-        started = time.monotonic()
+        interrupted = time.monotonic()
         output = process.stdout.read()
-        assert process.wait(PATIENCE) == exit_code, output
-    seconds = time.monotonic() - started
-    assert seconds < (5 if signal_number == signal.SIGINT else 30)
-    assert "--resume stopped" in output
+        code, seconds = process.wait(PATIENCE), time.monotonic() - interrupted
     # Ray's dashboard notices a moment later that its parent has exited.
-    wait_until(lambda: not marked_processes(tmp_path.name), seconds=60)
-    if signal_number != signal.SIGINT:
-        assert list((tmp_path / "runs" / "stopped").glob("checkpoint_*/manifest.json"))
-        result = run_main("--resume", "stopped", cwd=tmp_path)
-        assert result.returncode == 0, result.stderr
-        reference = two_worker_run[0] / "model.safetensors"
-        assert (tmp_path / "runs/stopped/model.safetensors").read_bytes() == reference.read_bytes()
+    wait_until(lambda: not marked_processes(cwd.name), seconds=60)
+    return code, output, seconds
+
+
+@pytest.mark.slow
+def test_run_stopped_by_sigterm_and_sighup_ends_in_time_and_resumes_to_the_same_weights(
+    two_worker_run: tuple[Path, str], tiny_data: Path, tmp_path: Path
+) -> None:
+    flags: tuple[object, ...] = ("--num-workers", 2, "--data", tiny_data, "--epochs", 2, "--run-name", "stopped")
+    flags += FLAGS
+    steps = []
+    for signal_number, exit_code in ((signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+        code, output, seconds = interrupt(tmp_path, signal_number, *flags)
+        assert (code, seconds < 30) == (exit_code, True), (output, seconds)
+        assert "--resume stopped" in output
+        steps += re.findall(r"Stopped after step (\d+)", output)
+        flags = ("--resume", "stopped")
+    # Under torchrun, which starts faster than Ray, and also trains with two processes.
+    resumed = run_torchrun(2, "--resume", "stopped", "--num-workers", 0, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    first, second = map(int, steps)
+    assert 0 < first < second and f"Resumed at step {second} " in resumed.stdout
+    reference = two_worker_run[0] / "model.safetensors"
+    assert (tmp_path / "runs/stopped/model.safetensors").read_bytes() == reference.read_bytes()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_ray_run_at_once(tiny_data: Path, tmp_path: Path) -> None:
+    flags = ("--num-workers", 2, "--data", tiny_data, "--epochs", 2, "--run-name", "stopped", *FLAGS)
+    code, output, seconds = interrupt(tmp_path, signal.SIGINT, *flags)
+    assert (code, seconds < 5) == (130, True), (output, seconds)
+    assert "--resume stopped" in output

@@ -43,8 +43,12 @@ def undisturbed(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> by
     return (cwd / "runs/run/model.safetensors").read_bytes()
 
 
+def processes(mark: str, name: str) -> list[int]:
+    return [pid for pid, command in marked_processes(mark).items() if command.startswith(name)]
+
+
 def workers(mark: str) -> list[int]:
-    return [pid for pid, command in marked_processes(mark).items() if command.startswith("ray::RayTrainWorker")]
+    return processes(mark, "ray::RayTrainWorker")
 
 
 def test_killed_and_frozen_workers_are_replaced_and_the_weights_are_those_of_an_undisturbed_run(
@@ -70,17 +74,28 @@ def test_killed_and_frozen_workers_are_replaced_and_the_weights_are_those_of_an_
     assert (tmp_path / "runs/run/model.safetensors").read_bytes() == undisturbed
 
 
-def test_killed_driver_leaves_no_processes_and_its_run_resumes_to_the_same_weights(
+def test_killed_controller_and_killed_driver_leave_no_processes_and_the_run_resumes_to_the_same_weights(
     undisturbed: bytes, tiny_data: Path, tmp_path: Path
 ) -> None:
-    with started(
-        tmp_path, main_command("--num-workers", 2, "--data", tiny_data, "--run-name", "run", *FLAGS)
-    ) as process:
+    log = tmp_path / "log"
+    command = main_command("--num-workers", 2, "--data", tiny_data, "--run-name", "run", *FLAGS)
+    with started(tmp_path, command, log) as process:
         wait_until(lambda: count_checkpoints(tmp_path / "runs/run") >= 1)
+        (controller,) = processes(tmp_path.name, "ray::TrainController")
+        os.kill(controller, signal.SIGKILL)
+        assert process.wait(60) == 1, log.read_text()
+        wait_until(lambda: not marked_processes(tmp_path.name), seconds=90)
+    assert "error: the process of Ray Train's controller died (ActorDiedError: " in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert "--resume run" in log.read_text().splitlines()[-1]
+    with started(tmp_path, main_command("--resume", "run"), log) as process:
+        wait_until(lambda: "Resumed at step" in log.read_text())
         os.kill(process.pid, signal.SIGKILL)
         wait_until(lambda: not marked_processes(tmp_path.name), seconds=90)
-    result = run_main("--resume", "run", cwd=tmp_path)
+    # Under torchrun, which starts faster than Ray.
+    result = run_torchrun(2, "--resume", "run", "--num-workers", 0, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+    assert "Resumed at step" in result.stdout
     assert (tmp_path / "runs/run/model.safetensors").read_bytes() == undisturbed
     assert count_checkpoints(tmp_path / "runs/run") == len(list((tmp_path / "runs/run").glob("checkpoint_0*"))) == 2
 

@@ -21,6 +21,7 @@ from support.command import (
     PATIENCE,
     PREDICT,
     PREPARE,
+    complete_checkpoints,
     count_checkpoints,
     free_port,
     main_command,
@@ -101,17 +102,23 @@ def test_plain_script_of_a_job_leaves_its_model(job_folder: Path) -> None:
     assert (job_folder / "model" / "model.safetensors").read_bytes() == model(job_folder)
 
 
-@pytest.mark.parametrize(("signal_number", "exit_code"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
-def test_interrupted_process_resumes_to_the_same_weights(
-    signal_number: str, exit_code: int, undisturbed: bytes, tiny_data: Path, tmp_path: Path
+def test_process_interrupted_three_times_resumes_to_the_same_weights(
+    undisturbed: bytes, tiny_data: Path, tmp_path: Path
 ) -> None:
-    command = main_command("--num-workers", 0, "--data", tiny_data, "--run-name", "run", *FLAGS)
-    with started(tmp_path, command) as process:
-        wait_until(lambda: count_checkpoints(tmp_path / "runs/run") >= 1)
-        process.send_signal(getattr(signal, signal_number))
-        output, _ = process.communicate(timeout=30)
-    assert process.returncode == exit_code, output
-    assert "--resume run" in output
+    flags: tuple[object, ...] = ("--num-workers", 0, "--data", tiny_data, "--run-name", "run", *FLAGS)
+    run = tmp_path / "runs/run"
+    found: set[str] = set()
+    for signal_number, exit_code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)):
+        with started(tmp_path, main_command(*flags)) as process:
+            # This process has written one, too.
+            wait_until(lambda seen=found: bool(complete_checkpoints(run) - seen))
+            process.send_signal(signal_number)
+            output, _ = process.communicate(timeout=30)
+        assert process.returncode == exit_code, output
+        assert "--resume run" in output
+        assert ("Resumed at step" in output) == bool(found)
+        found = complete_checkpoints(run)
+        flags = ("--resume", "run")
     resumed = run_main("--resume", "run", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert "Resumed at step" in resumed.stdout
@@ -190,19 +197,26 @@ def test_fast_recipe_resumes_to_the_same_weights_and_leaves_a_plain_model(tiny_d
     assert f"accuracy {last_row['test_accuracy']:.2%}" in predicted.stdout, predicted.stderr
 
 
-@pytest.mark.parametrize("signal_number", ["SIGKILL", "SIGSTOP"])
-def test_torchrun_replaces_a_killed_or_frozen_process_and_the_weights_are_the_same(
-    signal_number: str, undisturbed_by_two: bytes, tiny_data: Path, tmp_path: Path
+def test_torchrun_replaces_a_killed_and_a_frozen_process_and_the_weights_are_the_same(
+    undisturbed_by_two: bytes, tiny_data: Path, tmp_path: Path
 ) -> None:
     flags = ("--data", tiny_data, "--run-name", "run", "--collective-timeout-seconds", 5, *FLAGS)
-    with started(tmp_path, torchrun_command(2, *flags), TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1") as process:
-        wait_until(lambda: count_checkpoints(tmp_path / "runs/run") >= 1)
+    run, log = tmp_path / "runs/run", tmp_path / "log"
+
+    def disturb(signal_number: int) -> None:
         ranks = [pid for pid, line in marked_processes(tmp_path.name).items() if "torchrun" not in line]
-        os.kill(ranks[-1], getattr(signal, signal_number))
-        output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, output
-    assert bool(re.search(r"rank \d hung: no answer within 5 s", output)) == (signal_number == "SIGSTOP"), output
-    assert "Resumed at step" in output
+        os.kill(ranks[-1], signal_number)
+
+    command = torchrun_command(2, *flags, restarts=2)
+    with started(tmp_path, command, log, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1") as process:
+        wait_until(lambda: count_checkpoints(run) >= 1)
+        disturb(signal.SIGKILL)
+        wait_until(lambda: "Resumed at step" in log.read_text() or process.poll() is not None)
+        assert " hung: " not in log.read_text()
+        disturb(signal.SIGSTOP)
+        assert process.wait(PATIENCE) == 0, log.read_text()
+    assert re.search(r"rank \d hung: no answer within 5 s", log.read_text()), log.read_text()
+    assert log.read_text().count("Resumed at step") == 2
     assert model(tmp_path) == undisturbed_by_two
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray.cluster_utils import Cluster
 
-from support.command import PATIENCE, free_port, main_command, started, wait_until
+from support.command import CLUSTER_SETTINGS, PATIENCE, free_port, main_command, started, wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -46,7 +46,7 @@ def test_run_saves_when_a_node_drains_and_resumes_from_that_checkpoint(cluster: 
     flags += ["--recipe", "classic", "--precision", "fp32", "--max-failures", 0]
     flags += ["--run-name", "run", "--storage-path", tmp_path]
     log, run = tmp_path / "log", tmp_path / "run"
-    with started(tmp_path, main_command(*flags), log) as process:
+    with started(tmp_path, main_command(*flags), log, **CLUSTER_SETTINGS) as process:
         wait_until(lambda: (run / "startup.json").exists() or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         drain(cluster, leaving.node_id)
@@ -75,7 +75,7 @@ def test_elastic_run_shrinks_when_a_node_dies_and_grows_when_one_joins(cluster: 
     def worker_counts() -> list[int]:
         return [int(count) for count in re.findall(r"Resumed at step \d+ from \S+, (\d+) worker", log.read_text())]
 
-    with started(tmp_path, main_command(*flags), log) as process:
+    with started(tmp_path, main_command(*flags), log, **CLUSTER_SETTINGS) as process:
         wait_until(lambda: bool(checkpoint_steps(run)) or process.poll() is not None)
         assert process.poll() is None, log.read_text()
         cluster.remove_node(dying, allow_graceful=False)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.faults.cluster.s3_proxy import BROKEN, DROPPED, FORBIDDEN, STALLED, THROTTLED, Fault, fault_proxy
 from support.command import (
     PATIENCE,
     PREDICT,
@@ -26,7 +27,6 @@ from support.command import (
     started,
     wait_until,
 )
-from support.fault_proxy import BROKEN, DROPPED, FORBIDDEN, STALLED, THROTTLED, Fault, fault_proxy
 from support.s3_server import BUCKET, CREDENTIALS, client, s3_server
 
 pytestmark = pytest.mark.e2e

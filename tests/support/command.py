@@ -28,6 +28,9 @@ PATIENCE = 400
 # For programs that share two cores with other tests. By default, Ray gives its workers the lowest priority, and
 # OpenMP's threads spin while they wait for each other: four times slower if there are more threads than cores.
 SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "OMP_WAIT_POLICY": "passive"}
+# On a cluster, the actor that lists the runs in the dashboard takes each run 5 s of CPU time.
+STATE_TRACKING = "RAY_TRAIN_ENABLE_STATE_TRACKING"
+CLUSTER_SETTINGS = SETTINGS | {STATE_TRACKING: "0"}
 
 
 def main_command(*flags: object) -> list[str]:
@@ -42,10 +45,10 @@ def submit_to_sagemaker(cwd: Path, *flags: object, **environment: str) -> subpro
     return subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
-def torchrun_command(processes: int, *flags: object) -> list[str]:
-    """Command line of a run that torchrun starts, and restarts once if one of its processes fails."""
+def torchrun_command(processes: int, *flags: object, restarts: int = 1) -> list[str]:
+    """Command line of a run that torchrun starts, and restarts if one of its processes fails."""
     torchrun = Path(sys.executable).with_name("torchrun")
-    options = ("--standalone", f"--nproc-per-node={processes}", "--max-restarts=1")
+    options = ("--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}")
     return [str(part) for part in (torchrun, *options, MAIN, *flags)]
 
 
@@ -126,9 +129,14 @@ def own_output(output: str) -> str:
     return "\n".join(line for line in output.splitlines() if " pid=" not in line)
 
 
+def complete_checkpoints(run: Path) -> set[str]:
+    """Names of the complete checkpoints of a run."""
+    return {manifest.parent.name for manifest in run.glob("checkpoint_*/manifest.json")}
+
+
 def count_checkpoints(run: Path) -> int:
     """Number of complete checkpoints of a run."""
-    return len(list(run.glob("checkpoint_*/manifest.json")))
+    return len(complete_checkpoints(run))
 
 
 def marked_processes(mark: str) -> dict[int, str]:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from support.command import PATIENCE, SETTINGS
+from support.command import CLUSTER_SETTINGS, PATIENCE
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TOOLS = ("ip", "unshare", "nsenter", "mount")
@@ -145,7 +145,7 @@ class Container:
         """Start a command as PID 1 of the container."""
         isolate = ["--mount", "--pid", "--fork", "--mount-proc", "--uts", "--ipc", "--kill-child"]
         outer = ["ip", "netns", "exec", self.namespace, "unshare", *isolate, "bash", "-c", START, "bash"]
-        given = {"HOME": "/tmp/home", "ROOT": str(self.root), "SHM": shm, "NAME": self.name, **SETTINGS}
+        given = {"HOME": "/tmp/home", "ROOT": str(self.root), "SHM": shm, "NAME": self.name, **CLUSTER_SETTINGS}
         with (self.root / "log").open("wb") as log:
             self.process = subprocess.Popen(
                 [*outer, *command],

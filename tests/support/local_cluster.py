@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from support import ssh_hosts
-from support.command import ROOT, wait_until
+from support.command import ROOT, STATE_TRACKING, wait_until
 from support.launcher import Laptop
 
 LOCAL = ROOT / "cluster" / "local.yaml"
@@ -22,7 +22,8 @@ def machines(count: int) -> Iterator[tuple[ssh_hosts.Network, Laptop]]:
     with ssh_hosts.network() as network, tempfile.TemporaryDirectory(prefix="vgg-") as home:
         ips = [f"{network.prefix}.{11 + number}" for number in range(count)]
         for number, ip in enumerate(ips):
-            network.boot(f"m{number}", ip)
+            # Unlike other simulated clusters: a test reads the list of runs.
+            network.boot(f"m{number}", ip, environment={STATE_TRACKING: "1"})
         config = yaml.safe_load(LOCAL.read_text())
         config["cluster_name"] = f"test-{secrets.token_hex(4)}"
         config["provider"] |= {"head_ip": ips[0], "worker_ips": ips[1:]}

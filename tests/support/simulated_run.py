@@ -98,6 +98,7 @@ class Runs:
                 return
             require_writable(run)
             with lock.locked(run) as run:
+                lock.require_unchanged(run)
                 command.outcome = self._train(command, run)
                 with suppress(OSError):
                     run.folder.delete(PROGRESS_FILE)

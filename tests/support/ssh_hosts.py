@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from support.command import ROOT, SETTINGS, wait_until
+from support.command import CLUSTER_SETTINGS, ROOT, wait_until
 
 COMMANDS = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync"}
 HIDDEN = ("ray_app", "cluster")
@@ -235,7 +235,7 @@ def _write_files(
     for command, script in COMMANDS_OF_HOSTS.items():
         (folder / "bin" / command).write_text(script.format(folder=folder))
         (folder / "bin" / command).chmod(0o755)
-    exports = {"PATH": f"{folder}/bin:{SYSTEM_PATH}", **SETTINGS, **environment}
+    exports = {"PATH": f"{folder}/bin:{SYSTEM_PATH}", **CLUSTER_SETTINGS, **environment}
     profile = "".join(f"export {key}='{value}'\n" for key, value in exports.items())
     (home / ".bashrc").write_text(profile)
     (home / ".profile").write_text(profile)

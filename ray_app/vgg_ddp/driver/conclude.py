@@ -4,11 +4,12 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vgg_ddp.flags import BAD_INPUT
+from vgg_ddp.flags import BAD_INPUT, UsageError
 from vgg_ddp.job import Outcome
 from vgg_ddp.result import Ended, RunResult
 from vgg_ddp.run.curves import write_curves
-from vgg_ddp.run.files import CURVES_FILE, METRICS_FILE, MODEL_FILE, Row, read_metrics
+from vgg_ddp.run.files import CURVES_FILE, METRICS_FILE, MODEL_FILE, PROGRESS_FILE, Row, read_metrics
+from vgg_ddp.run.lock import locked
 from vgg_ddp.run.notes import noted
 from vgg_ddp.run.runs import Run
 from vgg_ddp.run.summary import format_summary
@@ -55,8 +56,14 @@ def interrupted(run: Run, error: "InterruptedRunError") -> RunResult:
 
 
 def finished_before(run: Run) -> RunResult:
-    """Print that there is nothing to train."""
+    """Print that there is nothing to train; do what a command left undone that was killed at the very end."""
     rows = read_metrics(run.folder)
+    with suppress(OSError):
+        if run.folder.exists(PROGRESS_FILE) or not run.folder.exists(CURVES_FILE):
+            # Another command that is using the run completes it itself.
+            with suppress(UsageError), locked(run) as held:
+                held.folder.delete(PROGRESS_FILE)
+                _draw_curves(held, rows)
     print(f"Run {run.name} is already finished: there is nothing to train.")
     _print_summary(rows)
     print(f"  run folder         {run.folder}")

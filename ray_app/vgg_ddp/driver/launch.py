@@ -22,7 +22,7 @@ from vgg_ddp.machine import torchrun
 from vgg_ddp.machine.environment import check_ray_settings
 from vgg_ddp.observe.mlflow import recorded, require_mlflow
 from vgg_ddp.result import RunResult
-from vgg_ddp.run.lock import ChangedError, locked
+from vgg_ddp.run.lock import ChangedError, locked, require_unchanged
 from vgg_ddp.run.runs import Run, open_run, require_writable
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def launch(
     require_writable(run)
     try:
         with locked(run) as run:
+            require_unchanged(run)
             # Decoding takes about as long as starting Ray and importing torch, so they run at the same time.
             return _train(Attempt(run, in_background(lambda: load(run, source)), phases, callbacks, show_bar))
     except ChangedError:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import ray
+from ray.exceptions import RayActorError
 
 from vgg_ddp.compat.ray_data import start_coordinator
 from vgg_ddp.compat.ray_variables import WORKER_SETUP
@@ -24,6 +25,7 @@ from vgg_ddp.observe.mlflow import recorded
 from vgg_ddp.observe.terminal import Follower
 from vgg_ddp.result import RunResult
 from vgg_ddp.run.lock import lock_file
+from vgg_ddp.run.notes import reason
 
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError
@@ -74,8 +76,10 @@ def _notes_of_the_autoscaler(address: str) -> AbstractContextManager[None]:
     return nullcontext() if address == LOCAL else printed_launch_failures()
 
 
-def _fit(attempt: Attempt, inputs: Inputs, placement: Placement, address: str) -> "Outcome | TrainingFailedError":
-    """Train under Ray Train. If the workers failed, print their first exception."""
+def _fit(
+    attempt: Attempt, inputs: Inputs, placement: Placement, address: str
+) -> "Outcome | TrainingFailedError | RayActorError":
+    """Train under Ray Train. If the workers or Ray Train's controller failed, print their first exception."""
     # Imported here because torch takes seconds, in which the first processes of Ray start.
     from ray.train import TrainingFailedError
 
@@ -115,6 +119,9 @@ def _fit(attempt: Attempt, inputs: Inputs, placement: Placement, address: str) -
             return diverged
         failures = getattr(error, "worker_failures", None)
         print(describe(failures) if failures else str(error), file=sys.stderr)
+        return error
+    except RayActorError as error:
+        print(f"error: the process of Ray Train's controller died ({reason(error)})", file=sys.stderr)
         return error
     outcome: Outcome = result.return_value
     return replace(outcome, signal_number=stop_flag.signal_number)

@@ -39,7 +39,6 @@ def locked(run: Run) -> Iterator[Run]:
     """Prevent other commands from using the same run within this context; the run, as this command may write to it.
 
     Raises:
-        ChangedError: if another command has used it in the meantime.
         UsageError: if another command is using it.
     """
     path = lock_file(run)
@@ -47,14 +46,12 @@ def locked(run: Run) -> Iterator[Run]:
         yield run
     elif path is None:
         with _leased(run) as run:
-            _require_unchanged(run)
             yield run
     else:
         with _locked_file(run, path) as is_locked:
             is_enough = is_locked and is_on_own_disk(path)
             with nullcontext(run) if is_enough else _leased(run, is_locked) as run:
                 try:
-                    _require_unchanged(run)
                     yield run
                 finally:
                     if not (run.folder.lease and run.folder.lease.lost):
@@ -62,7 +59,13 @@ def locked(run: Run) -> Iterator[Run]:
                             os.unlink(path)
 
 
-def _require_unchanged(run: Run) -> None:
+def require_unchanged(run: Run) -> None:
+    """Check, once the run is locked, that it is still as this command found it.
+
+    Raises:
+        ChangedError: if another command has used it in the meantime.
+        UsageError: if the storage cannot be read.
+    """
     try:
         has_changed = run.is_finished() if run.exists else run.was_started()
     except OSError as error:

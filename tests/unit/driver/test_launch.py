@@ -16,7 +16,8 @@ from vgg_ddp.driver import launch as launching
 from vgg_ddp.driver.attempt import with_batch_size
 from vgg_ddp.driver.launch import launch
 from vgg_ddp.flags import UsageError
-from vgg_ddp.run.files import MODEL_FILE, Row, write_config, write_metrics
+from vgg_ddp.run.curves import write_curves
+from vgg_ddp.run.files import MODEL_FILE, Row, write_config, write_metrics, write_progress
 from vgg_ddp.run.runs import Run, require_writable
 from vgg_ddp.run.storage import Folder
 
@@ -90,6 +91,7 @@ def test_finished_run_is_not_trained_again(
     write_config(run, config.to_dict())
     write_metrics(run, make_rows(2))
     run.write("model.safetensors", b"")
+    write_curves(run, make_rows(2), "run")
     files = run.names()
     result = launch(config, arguments, 0.0)
     assert (result.ended, result.rows, result.model) == ("finished", make_rows(2), f"{run.path}/model.safetensors")
@@ -97,6 +99,15 @@ def test_finished_run_is_not_trained_again(
     assert "Run run is already finished" in printed
     assert f"test accuracy      {make_rows(2)[1]['test_accuracy']:.2%}" in printed
     assert run.names() == files
+
+    # What a command leaves that is killed once the model is written.
+    run.delete("curves.png")
+    write_progress(run, {"step": 20})
+    lock = Path(run.path).parent / ".running-run"
+    lock.touch()
+    launch(config, arguments, 0.0)
+    assert run.names() == files
+    assert not lock.exists()
 
 
 @pytest.mark.parametrize("data", ["no/such/folder", "nosuch://bucket"])

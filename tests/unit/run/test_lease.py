@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.faults.cluster.s3_proxy import BROKEN, THROTTLED, FaultProxy, fault_proxy
 from support.command import free_port
-from support.fault_proxy import BROKEN, THROTTLED, FaultProxy, fault_proxy
 from support.run_writer import SECONDS
 from support.s3_server import BUCKET, CREDENTIALS, client, s3_server, uri_of
 from vgg_ddp.config import TrainConfig

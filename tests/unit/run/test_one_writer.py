@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.faults.cluster.s3_proxy import fault_proxy
 from support.command import free_port, wait_until
-from support.fault_proxy import fault_proxy
 from support.run_writer import SECONDS, freeze, printed, writer
 from support.s3_server import BUCKET, CREDENTIALS, client, s3_server, uri_of
 from support.two_mounts import two_mounts

@@ -1,4 +1,4 @@
-"""A proxy on loopback that injects faults into S3: throttling, errors, stalls, dropped connections."""
+"""A proxy that injects faults into S3: throttling, errors, stalls, dropped connections, cut uploads, old listings."""
 
 import http.client
 import threading
@@ -14,6 +14,8 @@ BROKEN = (500, "InternalError")
 FORBIDDEN = (403, "AccessDenied")
 DROPPED = (0, "the connection is closed without a response")
 STALLED = (0, "the connection stays open without a response")
+CUT = (0, "the connection is closed in the middle of the request's body")
+OUTDATED = (0, "a listing is answered as the last time; other requests are forwarded")
 STALL_SECONDS = 30.0
 Fault = tuple[int, str]
 
@@ -33,6 +35,8 @@ class FaultProxy:
         self.ignores_conditions = False
         self.conditional_lock = threading.Lock()
         self.lock = threading.Lock()
+        # The newest answer to each listing: status, headers, body.
+        self.listings: dict[str, tuple[int, list[tuple[str, str]], bytes]] = {}
 
 
 class FaultHandler(BaseHTTPRequestHandler):
@@ -44,16 +48,23 @@ class FaultHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def handle_any(self) -> None:
-        body = self.read_body()
         with self.proxy.lock:
             fault = self.proxy.choose(self.command, self.path)
             self.proxy.faults += fault is not None
+        if fault == CUT:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
+            self.close_connection = True
+            return
+        body = self.read_body()
         if fault == STALLED:
             self.ended.wait(STALL_SECONDS)
         if fault in (STALLED, DROPPED):
             self.close_connection = True
             return
-        if fault:
+        if fault == OUTDATED and self.path in self.proxy.listings:
+            self.answer(*self.proxy.listings[self.path])
+            return
+        if fault and fault != OUTDATED:
             status, code = fault
             self.answer(status, [], f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode())
             return
@@ -72,6 +83,8 @@ class FaultHandler(BaseHTTPRequestHandler):
         content = response.read()
         headers = [(name, value) for name, value in response.getheaders() if name.lower() not in HOP_HEADERS]
         length = response.getheader("Content-Length")
+        if "list-type=2" in self.path:
+            self.proxy.listings[self.path] = (response.status, headers, content)
         self.answer(response.status, headers, content, length)
         connection.close()
 
@@ -102,17 +115,17 @@ class FaultHandler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def fault_proxy(upstream: str) -> Iterator[tuple[FaultProxy, str]]:
-    """Run a proxy in front of S3; yield it and its endpoint."""
+def fault_proxy(upstream: str, address: str = "127.0.0.1") -> Iterator[tuple[FaultProxy, str]]:
+    """Run a proxy in front of S3 on an address of this machine; yield it and its endpoint."""
     proxy = FaultProxy()
     ended = threading.Event()
     host = urlsplit(upstream).netloc
     handler = type("Handler", (FaultHandler,), {"proxy": proxy, "host": host, "ended": ended})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer((address, 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield proxy, f"http://127.0.0.1:{server.server_port}"
+        yield proxy, f"http://{address}:{server.server_port}"
     finally:
         ended.set()
         server.shutdown()

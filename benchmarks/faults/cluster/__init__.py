@@ -1,0 +1,1 @@
+"""A Ray cluster on hosts of one machine, and the faults of it."""
