@@ -37,7 +37,7 @@ from typing import Any
 
 from benchmarks.faults.soak_growth import Growth, judge, print_table
 from benchmarks.faults.soak_run import KINDS, Fault, SoakedRun
-from benchmarks.faults.soak_samples import MARK, Sample, Sampler
+from benchmarks.faults.soak_samples import KEEP_MARK, MARK, Sample, Sampler
 from benchmarks.record import new_parser, write_json
 from vgg_ddp.run.files import read_metrics
 from vgg_ddp.run.storage import Folder
@@ -102,7 +102,7 @@ class Watch:
 
 
 def soak(run: SoakedRun, watch: Watch, minutes: float, fault_every: float, rng: random.Random) -> list[Fault]:
-    """Train with faults until the time is over; print a line per fault. Then finish the run."""
+    """Train with faults until the time is over; print a line per fault."""
     started, started_at = time.monotonic(), time.time()
     faults: list[Fault] = []
     kinds: list[str] = []
@@ -112,7 +112,8 @@ def soak(run: SoakedRun, watch: Watch, minutes: float, fault_every: float, rng: 
         raise SystemExit(problem)
     watch.steady_since = time.time()
     while time.monotonic() - started < minutes * 60 - fault_every:
-        time.sleep(max(0.0, started + (len(faults) + 1) * fault_every - time.monotonic()))
+        # After a long recovery, the next fault is late: samples need some time without one.
+        time.sleep(max(fault_every / 3, started + (len(faults) + 1) * fault_every - time.monotonic()))
         watch.check()
         kinds = kinds or rng.sample(KINDS, len(KINDS))
         minute = (time.monotonic() - started) / 60
@@ -142,7 +143,7 @@ def growths(taken: Sequence[Taken], warm_up_minutes: float) -> list[Growth]:
 def print_faults(faults: Sequence[Fault]) -> None:
     print(f"\n{'fault':<13} {'count':>5} {'median s':>9} {'longest s':>9}")
     for kind in KINDS:
-        if seconds := [fault.seconds for fault in faults if fault.kind == kind]:
+        if seconds := [fault.seconds for fault in faults if fault.kind == kind and fault.seconds > 0]:
             print(f"{kind:<13} {len(seconds):>5} {statistics.median(seconds):>9.1f} {max(seconds):>9.1f}")
 
 
@@ -154,7 +155,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the faults; default: %(default)s")
     options = parser.parse_args()
     warm_up = options.minutes / 10 if options.warm_up is None else options.warm_up
-    os.environ |= {MARK: uuid.uuid4().hex, "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {MARK: uuid.uuid4().hex, **KEEP_MARK, "RAY_USAGE_STATS_ENABLED": "0"}
     # Terminating the benchmark must end its run, as interrupting it does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as name:

@@ -1,5 +1,6 @@
 """The run of a soak on a Ray cluster of its own, and the faults that hit it."""
 
+import math
 import os
 import random
 import signal
@@ -39,7 +40,7 @@ class Fault:
     Attributes:
         minute: when it was, since the start of the soak.
         step: step of the newest checkpoint at that time.
-        seconds: time from the fault to the first new step.
+        seconds: time from the fault to the first new step; of a drained node, including the time until it is removed.
         problem: what did not go as expected; empty if everything did.
     """
 
@@ -107,23 +108,31 @@ class SoakedRun:
 
     def hit(self, kind: str, minute: float, rng: random.Random) -> Fault:
         """Cause a fault, and wait for the first new step."""
-        step, moment, problem = newest_step(self.folder), time.time(), ""
+        step, moment = newest_step(self.folder), time.time()
+        try:
+            problem = self._cause(kind, rng)
+        except (OSError, ValueError, subprocess.SubprocessError) as error:
+            # Hours of samples are worth more than this fault.
+            return Fault(minute, kind, step, math.nan, f"cannot be caused: {error}")
+        problem += self.wait_for_step(moment)
+        return Fault(minute, kind, step, time.time() - moment, problem)
+
+    def _cause(self, kind: str, rng: random.Random) -> str:
+        """Cause a fault; describe what did not go as expected, empty if everything did."""
         if kind in ("driver kill", "terminate"):
             problem = self._end_command(signal.SIGTERM if kind == "terminate" else signal.SIGKILL)
             self.start()
-        elif kind == "node drain":
+            return problem
+        if kind == "node drain":
             self._drain_node(rng.randrange(len(self._nodes)))
-        else:
-            if kind == "corruption":
-                corrupt(self.folder, rng)
-            number = signal.SIGSTOP if kind == "worker freeze" else signal.SIGKILL
-            workers = [process.pid for process, name in own_processes() if name == "workers"]
-            if workers:
-                os.kill(rng.choice(workers), number)
-            else:
-                problem = "no worker to hit"
-        problem += self.wait_for_step(moment)
-        return Fault(minute, kind, step, time.time() - moment, problem)
+            return ""
+        if kind == "corruption":
+            corrupt(self.folder, rng)
+        workers = [process.pid for process, name in own_processes() if name == "workers"]
+        if not workers:
+            raise ValueError("no worker runs")
+        os.kill(rng.choice(workers), signal.SIGSTOP if kind == "worker freeze" else signal.SIGKILL)
+        return ""
 
     def _end_command(self, number: int) -> str:
         self._training.process.send_signal(number)

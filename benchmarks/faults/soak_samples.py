@@ -10,12 +10,17 @@ from pathlib import Path
 import psutil
 
 MARK = "VGG_SOAK_MARK"
+# Without this, some of Ray's processes overwrite their environment, and with it the mark, by their title:
+# https://github.com/dvarrazzo/py-setproctitle#environment-variables
+KEEP_MARK = {"SPT_NOENV": "1"}
 MIB = 2**20
 # The kind of a process by a part of the first words of its command line; the first one counts.
 KINDS = {
     "ray_app/main.py": "driver",
     "ray::TrainController": "controller",
     "ray::RayTrainWorker": "workers",
+    "ray::DashboardAgent": "dashboard and agents",
+    "ray::RuntimeEnvAgent": "dashboard and agents",
     "ray::": "other Ray workers",
     "gcs_server": "GCS",
     "raylet/raylet": "raylets",
@@ -37,7 +42,7 @@ class Sampler:
 
     def sample(self, now: float) -> Sample:
         """One value per quantity. `now` is in seconds; the use of CPUs is that since the previous sample."""
-        values = dict.fromkeys((f"memory MiB, {kind}" for kind in (*KINDS.values(), OTHER)), 0.0)
+        values: Sample = {}
         cpu_seconds = {}
         for process, kind in own_processes():
             try:

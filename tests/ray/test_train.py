@@ -114,7 +114,7 @@ def make_loop_with_lease() -> Callable[..., Outcome]:
 
 def test_run_that_another_command_has_taken_over_does_not_start_on_any_rank(train: Train, runs: Folder) -> None:
     VersionedFile((runs / "taken" / "lease").path).replace(b'{"owner": "another", "writer": ""}', None)
-    outcome, rows = train(2, loop=make_loop_with_lease(), run_name="taken", **SETTINGS)
+    outcome, rows = train(2, loop=make_loop_with_lease(), run_name="taken")
     assert (outcome.kind, rows) == ("unsaved", [])
     assert outcome.message.startswith("another command has taken over run taken, ")
     assert not (runs / "taken").exists("config.json")

@@ -21,7 +21,7 @@ from vgg_ddp.search_space import Choice
 from vgg_ddp.sweep.trials import DONE, Trials
 
 # Only the first learning rate learns anything.
-SPACE = (Choice("lr", (0.03, 0.00001, 0.00002, 0.00003)), Choice("batch_size", (24, 48)))
+SPACE = (Choice("lr", (0.03, 0.00001, 0.00002)), Choice("batch_size", (24, 48)))
 COLORS = ((220, 40, 40), (40, 220, 40), (40, 40, 220), (220, 220, 40))
 # What Ray calls the process of a trial while it trains.
 TRIAL_PROCESS = "ray::ImplicitFunc"
@@ -58,9 +58,7 @@ def predict(colors: Path, run: Path) -> subprocess.CompletedProcess[str]:
 def test_killed_and_interrupted_sweep_is_resumed_to_its_end(tmp_path: Path, colors: Path) -> None:
     flags = ["--search", "grid", "--run-name", "s", "--data", colors, "--epochs", 2, "--recipe", "classic"]
     flags += ["--validation-fraction", 0.2]
-    command = [
-        str(part) for part in (sys.executable, TUNE, "lr=0.03,0.00001,0.00002,0.00003", "batch-size=24,48", *flags)
-    ]
+    command = [str(part) for part in (sys.executable, TUNE, "lr=0.03,0.00001,0.00002", "batch-size=24,48", *flags)]
     sweep, log = tmp_path / "runs" / "s", tmp_path / "log"
 
     def trial_processes() -> list[int]:
@@ -92,7 +90,7 @@ def test_killed_and_interrupted_sweep_is_resumed_to_its_end(tmp_path: Path, colo
     epochs = re.findall(r"^(s-\d+) +running +(\d/2)", table, re.MULTILINE)
     assert len(epochs) == len(set(epochs)), table
     trials = saved_trials(sweep)
-    assert len(trials.all) == 8
+    assert len(trials.all) == 6
     assert {trial.state for trial in trials.all} == {"finished", "stopped early"}
     assert (sweep / "sweep.png").read_bytes().startswith(b"\x89PNG")
     best = trials.best()

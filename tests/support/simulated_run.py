@@ -71,6 +71,7 @@ class Runs:
         violations: what was not true.
         has_late_writes: whether a request was carried out after its process was killed, or while it was frozen, or
             after its command had lost the lease. Nothing can prevent that.
+        may_finish_again: whether a command may finish the run although another one has.
     """
 
     def __init__(self, world: World, store: Store) -> None:
@@ -80,7 +81,7 @@ class Runs:
         self.saved: list[str] = []
         self.damaged: set[str] = set()
         self.finisher: Command | None = None
-        self.has_late_writes = False
+        self.has_late_writes = self.may_finish_again = False
         store.before_write, store.after_write = self._before_write, self._after_write
 
     def start(self, machine: int) -> Command:
@@ -239,6 +240,9 @@ class Runs:
         is_in_run = write.name.startswith(f"{FOLDER}/") and not write.name.endswith(LEASE_FILE)
         if write.process.state != "running" or (is_in_run and not self.holds_lease(write.process)):
             self.has_late_writes, self.finisher = True, None
+        if write.name.endswith(MANIFEST_FILE) and write.name in self.store.objects:
+            # The whole checkpoint was written again, because a later request had failed.
+            self.damaged.discard(write.name.split("/")[-2])
         self._check(write.process)
 
     def _check(self, process: Process) -> None:
@@ -253,7 +257,8 @@ class Runs:
                 if state not in names and name.split("/")[0] not in self.damaged:
                     self.violations.append(f"{name} refers to a missing file")
             # A rank 0 that was killed right after it finished the run is started again, and finishes it again.
-            if self.finisher and process not in self.finisher.processes and not self.is_finished():
+            is_again = self.may_finish_again or not self.finisher or process in self.finisher.processes
+            if not is_again and not self.is_finished():
                 self.violations.append("the run was finished, and is not anymore")
         if self.is_finished() and not self.finisher:
             self.finisher = self.command_of(process)

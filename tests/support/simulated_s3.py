@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from botocore.exceptions import ClientError, ReadTimeoutError
 from pyarrow import fs
@@ -30,10 +31,7 @@ class Stored:
 
 @dataclass
 class Write:
-    """A request that changes an object.
-
-    Attributes:
-    """
+    """A request that changes an object."""
 
     process: Process
     name: str
@@ -133,8 +131,8 @@ class Store:
         return sorted(key.removeprefix(f"{folder}/") for key in self.objects if key.startswith(f"{folder}/"))
 
 
-# The simulated storage that filesystems, which are sent to other processes, are connected to.
-_stores: list[Store] = []
+# A filesystem that is sent to another process finds its storage here.
+_stores: WeakValueDictionary[int, Store] = WeakValueDictionary()
 
 
 class SimulatedS3(fs.S3FileSystem):  # type: ignore[misc]
@@ -143,11 +141,10 @@ class SimulatedS3(fs.S3FileSystem):  # type: ignore[misc]
     def __init__(self, store: Store) -> None:
         super().__init__(region="us-east-1", anonymous=True)
         self.store = store
-        if store not in _stores:
-            _stores.append(store)
+        _stores[id(store)] = store
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _copy, (_stores.index(self.store),)
+        return _copy, (id(self.store),)
 
     def get_file_info(self, what: str | fs.FileSelector) -> Any:
         if isinstance(what, str):

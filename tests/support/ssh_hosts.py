@@ -21,6 +21,8 @@ from support.command import CLUSTER_SETTINGS, ROOT, wait_until
 
 COMMANDS = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync"}
 HIDDEN = ("ray_app", "cluster")
+# Everything is installed; checking the packages that those of the setup need takes pip seconds on each host.
+NO_DEPENDENCIES = {"PIP_NO_DEPS": "1"}
 IMDS_ADDRESS = "169.254.169.254"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -235,7 +237,7 @@ def _write_files(
     for command, script in COMMANDS_OF_HOSTS.items():
         (folder / "bin" / command).write_text(script.format(folder=folder))
         (folder / "bin" / command).chmod(0o755)
-    exports = {"PATH": f"{folder}/bin:{SYSTEM_PATH}", **CLUSTER_SETTINGS, **environment}
+    exports = {"PATH": f"{folder}/bin:{SYSTEM_PATH}", **CLUSTER_SETTINGS, **NO_DEPENDENCIES, **environment}
     profile = "".join(f"export {key}='{value}'\n" for key, value in exports.items())
     (home / ".bashrc").write_text(profile)
     (home / ".profile").write_text(profile)

@@ -29,8 +29,8 @@ SECONDS_TO_CLEAN = 60
 SECONDS_BETWEEN_REPAIRS = 3.0
 # How long a run may count as in use after its command was killed, and what the next command then says.
 SECONDS_TO_RELEASE, IN_USE = 120, "is already running"
-# The last one is Ray's: it ends the process of the driver, too.
-REASONS = ("error: ", "--resume ", "nothing to resume", "Failed to connect to GCS")
+# The last two are Ray's, which ends the process of the driver when the head dies.
+REASONS = ("error: ", "--resume ", "nothing to resume", "Failed to connect to GCS", "the local Raylet is dead")
 # Lines at the end of the output that should contain the reason.
 LAST_LINES = 15
 

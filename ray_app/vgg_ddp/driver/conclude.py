@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vgg_ddp.flags import BAD_INPUT, UsageError
 from vgg_ddp.job import Outcome
+from vgg_ddp.machine import torchrun
 from vgg_ddp.result import Ended, RunResult
 from vgg_ddp.run.curves import write_curves
 from vgg_ddp.run.files import CURVES_FILE, METRICS_FILE, MODEL_FILE, PROGRESS_FILE, Row, read_metrics
@@ -58,17 +59,27 @@ def interrupted(run: Run, error: "InterruptedRunError") -> RunResult:
 def finished_before(run: Run) -> RunResult:
     """Print that there is nothing to train; do what a command left undone that was killed at the very end."""
     rows = read_metrics(run.folder)
-    with suppress(OSError):
-        if run.folder.exists(PROGRESS_FILE) or not run.folder.exists(CURVES_FILE):
-            # Another command that is using the run completes it itself.
-            with suppress(UsageError), locked(run) as held:
-                held.folder.delete(PROGRESS_FILE)
-                _draw_curves(held, rows)
+    if torchrun.is_rank_zero():
+        with suppress(OSError, UsageError):
+            _complete(run, rows)
     print(f"Run {run.name} is already finished: there is nothing to train.")
     _print_summary(rows)
     print(f"  run folder         {run.folder}")
     print("Use a higher --epochs to train it further, or another --run-name for a new run.")
     return _result(run, "finished", rows)
+
+
+def _complete(run: Run, rows: list[Row]) -> None:
+    """Do what is left to do in a finished run, unless another command is using it.
+
+    Raises:
+        OSError: if the storage cannot be read or written.
+        UsageError: if another command is using the run.
+    """
+    if run.folder.exists(PROGRESS_FILE) or not run.folder.exists(CURVES_FILE):
+        with locked(run) as held:
+            held.folder.delete(PROGRESS_FILE)
+            _draw_curves(held, rows)
 
 
 def exit_code(result: RunResult) -> int:

@@ -157,7 +157,7 @@ def read_startup(run: Folder) -> dict[str, float]:
 
 
 def write_progress(run: Folder, progress: dict[str, float]) -> None:
-    """Write progress.json: the current step, loss, and speed. The driver deletes it at the end."""
+    """Write progress.json: the current step, loss, and speed. It is deleted at the end."""
     run.write(PROGRESS_FILE, json.dumps(progress).encode())
 
 

@@ -60,12 +60,14 @@ def locked(run: Run) -> Iterator[Run]:
 
 
 def require_unchanged(run: Run) -> None:
-    """Check, once the run is locked, that it is still as this command found it.
+    """Check, once the run is locked, that it is still as this command found it. Under torchrun, only rank 0 checks.
 
     Raises:
         ChangedError: if another command has used it in the meantime.
         UsageError: if the storage cannot be read.
     """
+    if not torchrun.is_rank_zero():
+        return
     try:
         has_changed = run.is_finished() if run.exists else run.was_started()
     except OSError as error:

@@ -31,13 +31,20 @@ class Run:
     exists: bool
 
     def is_finished(self) -> bool:
-        """Whether all epochs are done and the model is from the last one, not left over from a lower --epochs."""
+        """Whether all epochs are done and the model is from the last one, not left over from a lower --epochs.
+
+        Raises:
+            UsageError: if that cannot be found out.
+        """
         rows: list[Row] = []
         # Without its metrics, a run counts as unfinished: the newest checkpoint knows whether it is.
         with noted(f"{self.folder / METRICS_FILE} cannot be read"):
             rows = read_metrics(self.folder)
-        is_done = bool(rows) and rows[-1]["epoch"] >= self.config.epochs and self.folder.exists(MODEL_FILE)
-        return is_done and self.folder.changed_ns(MODEL_FILE) >= self.folder.changed_ns(METRICS_FILE)
+        try:
+            is_done = bool(rows) and rows[-1]["epoch"] >= self.config.epochs and self.folder.exists(MODEL_FILE)
+            return is_done and self.folder.changed_ns(MODEL_FILE) >= self.folder.changed_ns(METRICS_FILE)
+        except OSError as error:
+            raise UsageError(f"--storage-path {self.config.storage_path} cannot be read: {error}") from error
 
     def was_started(self) -> bool:
         """Whether there is anything to resume."""

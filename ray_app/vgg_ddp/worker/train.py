@@ -41,7 +41,7 @@ def train_loop(settings: dict[str, Job]) -> Outcome:
             job.run.lease.leave()
         return Outcome(refusal.kind, str(refusal))
     with hung_ranks_named(worker.monitor, lambda: state.step):
-        with spare_kept(settings["job"].has_spares, ray.train.get_context().get_local_world_size()):
+        with spare_kept(job.has_spares, ray.train.get_context().get_local_world_size()):
             outcome = train(worker, state)
         # A test image that cannot be decoded is an error, but must not cost the trained model.
         test_outcome = None if outcome else finish_run(worker, state)

@@ -13,7 +13,7 @@ from support.simulated_training import STEPS, WatchedSaver, config_of, train
 from support.simulation import Killed
 from vgg_ddp.flags import UsageError
 from vgg_ddp.run import lock, storage
-from vgg_ddp.run.checkpoint import KEEP
+from vgg_ddp.run.checkpoint import KEEP, list_names
 from vgg_ddp.run.lock import locked
 from vgg_ddp.run.runs import open_run, require_writable
 
@@ -98,8 +98,8 @@ def command(folder: Path, saved: list[str], resumed: list[str | None]) -> None:
         return
     require_writable(run)
     with locked(run) as run:
-        add = lambda: saved.append(max(run.folder.names()[: run.folder.names().index("config.json")]))  # noqa: E731
-        train(run, resumed.append, lambda at: WatchedSaver(at, add), lambda _: None)
+        add_newest = lambda: saved.append(list_names(run.folder)[0])  # noqa: E731
+        train(run, resumed.append, lambda at: WatchedSaver(at, add_newest), lambda _: None)
 
 
 def files(folder: Path) -> list[str]:
