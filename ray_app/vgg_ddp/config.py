@@ -65,7 +65,7 @@ class TrainConfig:
     """Maximum restarts from the newest checkpoint after worker failures."""
     spare_workers: bool = True
     """Keep a process ready for each worker, so that training continues sooner after a failure. Takes 0.4 GB of memory
-    for each worker; not done if memory is scarce."""
+    for each worker; skipped if memory is low."""
     collective_timeout_seconds: float = 600.0
     """How long workers wait for an unresponsive one before treating it as failed, in seconds."""
 

@@ -74,7 +74,7 @@ def test_killed_and_frozen_workers_are_replaced_and_the_weights_are_those_of_an_
         wait_until(run_ends)
         assert process.returncode == 0, log.read_text()
         # The other worker waited for 20 seconds. After 10, it had started a spare process, which has replaced a worker.
-        assert min(third.values()) < frozen + 15, log.read_text()
+        assert min(third.values()) < frozen + 19, log.read_text()
     output = log.read_text()
     assert output.index("restart 1 of at most 3") < output.index("restart 2 of at most 3")
     assert re.search(r"rank \d hung: no answer within 10 s", output), output

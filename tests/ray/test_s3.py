@@ -165,7 +165,7 @@ def test_frozen_run_that_another_command_continued_ends_without_writing(
             woken_at = time.monotonic()
             send(signal.SIGCONT, frozen)
             output, _ = process.communicate(timeout=PATIENCE)
-            assert time.monotonic() - woken_at < 20
+            assert time.monotonic() - woken_at < 60
     assert resumed.returncode == 0, resumed.stderr
     assert f"run {run} may still be running" in resumed.stdout
     assert process.returncode == 1, output

@@ -57,6 +57,7 @@ def freeze(process: subprocess.Popen[str]) -> None:
     """Stop the process between two writes: a request that is under way may still arrive when it wakes."""
     asked = time.monotonic()
     # A line that had to be waited for is new.
-    while printed(process) != "written" or time.monotonic() - asked < 0.02:
+    while (line := printed(process)) != "written" or time.monotonic() - asked < 0.02:
+        assert line, "the process has ended"
         asked = time.monotonic()
     process.send_signal(signal.SIGSTOP)

@@ -6,6 +6,7 @@ next. So everything is repeatable, and takes no time to wait.
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -76,10 +77,9 @@ class World:
         def run() -> None:
             thread.may_run.acquire()
             try:
-                self.require_alive()
-                work()
-            except Killed:
-                pass
+                with suppress(Killed):
+                    self.require_alive()
+                    work()
             except Exception as error:
                 thread.process.failure = error
             if thread.is_main:

@@ -65,8 +65,12 @@ def spare_kept(wanted: bool, workers_here: int) -> Iterator[None]:
 
 
 def _start_if_it_fits(workers_here: int) -> None:
-    if available_memory_bytes() >= workers_here * MIN_BYTES_PER_WORKER:
-        start_spare()
+    try:
+        if available_memory_bytes() >= workers_here * MIN_BYTES_PER_WORKER:
+            start_spare()
+    except Exception as error:
+        # In a thread, whose traceback would be printed. For example, Ray's head may not answer right now.
+        logger.debug("No spare process was started: %s", error)
 
 
 def start_spare() -> None:

@@ -59,13 +59,13 @@ def interrupted(run: Run, error: "InterruptedRunError") -> RunResult:
 def finished_before(run: Run) -> RunResult:
     """Print that there is nothing to train; do what a command left undone that was killed at the very end."""
     rows = read_metrics(run.folder)
-    if torchrun.is_rank_zero():
-        with suppress(OSError, UsageError):
-            _complete(run, rows)
     print(f"Run {run.name} is already finished: there is nothing to train.")
     _print_summary(rows)
     print(f"  run folder         {run.folder}")
-    print("Use a higher --epochs to train it further, or another --run-name for a new run.")
+    print("Use a higher --epochs to train it further, or another --run-name for a new run.", flush=True)
+    if torchrun.is_rank_zero():
+        with suppress(OSError, UsageError):
+            _complete(run, rows)
     return _result(run, "finished", rows)
 
 

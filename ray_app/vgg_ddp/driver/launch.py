@@ -69,6 +69,9 @@ def launch(
             # Decoding takes about as long as starting Ray and importing torch, so they run at the same time.
             return _train(Attempt(run, in_background(lambda: load(run, source)), phases, callbacks, show_bar))
     except ChangedError:
+        if torchrun.world_size() > 1:
+            # The other ranks have settings that may differ now.
+            raise UsageError(f"another command has used run {run.name} meanwhile: start this one again.") from None
         return launch(config, arguments, started_at, callbacks, show_bar)
 
 

@@ -12,6 +12,7 @@ from ray.exceptions import RayActorError
 
 from vgg_ddp.compat.ray_data import start_coordinator
 from vgg_ddp.compat.ray_variables import WORKER_SETUP
+from vgg_ddp.config import TrainConfig
 from vgg_ddp.driver import cluster
 from vgg_ddp.driver.attempt import Attempt, announce, with_batch_size
 from vgg_ddp.driver.cluster import Placement
@@ -87,9 +88,7 @@ def _fit(
     from vgg_ddp.worker.failures import describe, diverged_outcome
 
     run = attempt.run
-    # Spare processes end with the job: not where it outlives the run, nor where workers share their runtime environment
-    # with the tasks that decode images.
-    has_spares = run.config.spare_workers and address != INITIALIZED and run.config.ingest != "stream"
+    has_spares = _has_spares(run.config, address)
     stop_flag = StopFlag(f"stop-{run.name}-{uuid.uuid4().hex[:8]}")
     job = Job(
         run.config,
@@ -125,3 +124,16 @@ def _fit(
         return error
     outcome: Outcome = result.return_value
     return replace(outcome, signal_number=stop_flag.signal_number)
+
+
+def _has_spares(config: TrainConfig, address: str) -> bool:
+    """Whether the workers keep spare processes (`compat/ray_spares.py`)."""
+    if not config.spare_workers or (config.max_failures == 0 and config.min_workers is None):
+        return False
+    # Spare processes end with the job: not where it outlives the run, nor where workers share their runtime environment
+    # with the tasks that decode images.
+    if address == INITIALIZED or config.ingest == "stream":
+        return False
+    # Nor where the user has another function that each process calls when it has started.
+    of_job = ray.get_runtime_context().runtime_env.get("env_vars", {})
+    return not (WORKER_SETUP.keys() & of_job.keys())

@@ -9,7 +9,8 @@ MOUNTS = Path("/proc/self/mounts")
 LOCAL_TYPES = {
     *("bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "reiserfs", "xfs", "zfs"),
     *("exfat", "fuseblk", "hfs", "hfsplus", "ntfs", "ntfs3", "vfat"),
-    *("overlay", "ramfs", "rootfs", "tmpfs"),
+    *("aufs", "ecryptfs", "fuse.fuse-overlayfs", "fuse.gocryptfs", "lxfs", "overlay", "wslfs"),
+    *("ramfs", "rootfs", "tmpfs"),
 }
 
 

@@ -10,10 +10,12 @@ import io
 import json
 import logging
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from vgg_ddp.run.lease import LeaseLostError
 from vgg_ddp.run.storage import Folder, is_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -125,17 +127,34 @@ def read(run: Folder, name: str) -> State:
 
 
 def read_newest(run: Folder) -> tuple[str, State] | None:
-    """Name and state of the newest intact checkpoint; newer damaged ones are reported and deleted.
-
-    So is what an earlier command had no time to delete.
-    """
+    """Name and state of the newest intact checkpoint; newer damaged ones are reported and deleted."""
     for name in list_names(run):
         try:
-            state = read(run, name)
+            return name, read(run, name)
         except DamagedCheckpointError as error:
             logger.warning("%s: using the previous one.", error)
-            _delete(run, name)
-            continue
-        _delete_old(run)
-        return name, state
+            with _only_reported():
+                _delete(run, name)
     return None
+
+
+def delete_leftovers(run: Folder) -> None:
+    """Delete what an earlier command had no time to delete, if possible.
+
+    Raises:
+        LeaseLostError: if another command has taken the run over.
+    """
+    with _only_reported():
+        run.delete_temporary_files()
+        _delete_old(run)
+
+
+@contextlib.contextmanager
+def _only_reported() -> Iterator[None]:
+    """Report files that cannot be deleted: the run can continue with them."""
+    try:
+        yield
+    except LeaseLostError:
+        raise
+    except OSError as error:
+        logger.warning("A file that is no longer needed could not be deleted: %s", error)

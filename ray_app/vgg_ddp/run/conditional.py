@@ -4,7 +4,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from pyarrow import fs
 
@@ -15,7 +15,8 @@ CONNECT_TIMEOUT, READ_TIMEOUT = 3, 4
 # With exponential backoff, these take a few seconds.
 ATTEMPTS = 4
 CONFLICTS = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "404", "409", "412"}
-NOT_IMPLEMENTED = {"NotImplemented", "501"}
+# How storage answers that does not know conditions.
+NOT_IMPLEMENTED = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "MethodNotAllowed", "405"}
 # The ETag of no object.
 NO_OBJECT = f'"{"0" * 32}"'
 
@@ -26,6 +27,16 @@ class ConflictError(Exception):
 
 class UnsupportedError(OSError):
     """Conditional writes are not possible here; the message says why."""
+
+
+class Stored(Protocol):
+    """A file that is replaced only if nobody else has: `ConditionalObject`, or `VersionedFile` in `versions.py`."""
+
+    @property
+    def path(self) -> str: ...
+    def read(self) -> tuple[bytes, str] | None: ...
+    def replace(self, content: bytes, etag: str | None) -> str: ...
+    def require_conditions(self) -> None: ...
 
 
 @dataclass
@@ -114,6 +125,7 @@ def _client(filesystem: fs.S3FileSystem) -> Any:
     try:
         from botocore import UNSIGNED
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
         from botocore.session import get_session
     except ImportError as error:
         raise UnsupportedError("boto3 is not installed") from error
@@ -141,14 +153,18 @@ def _client(filesystem: fs.S3FileSystem) -> Any:
         )
     except TypeError as error:
         raise UnsupportedError("boto3 is older than 1.36") from error
-    session = get_session()
-    return session.create_client(
-        "s3",
-        endpoint_url=endpoint,
-        region_name=options["region"] or session.get_config_variable("region") or "us-east-1",
-        verify=options["tls_ca_file_path"] or None,
-        config=config,
-        aws_access_key_id=options["access_key"] or None,
-        aws_secret_access_key=options["secret_key"] or None,
-        aws_session_token=options["session_token"] or None,
-    )
+    try:
+        session = get_session()
+        return session.create_client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name=options["region"] or session.get_config_variable("region") or "us-east-1",
+            verify=options["tls_ca_file_path"] or None,
+            config=config,
+            aws_access_key_id=options["access_key"] or None,
+            aws_secret_access_key=options["secret_key"] or None,
+            aws_session_token=options["session_token"] or None,
+        )
+    except (BotoCoreError, ValueError) as error:
+        # For example, AWS_PROFILE names a profile that does not exist; pyarrow may have keys from the environment.
+        raise UnsupportedError(f"boto3 cannot be used ({error})") from error

@@ -21,10 +21,10 @@ import threading
 import time
 import uuid
 from contextlib import suppress
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from vgg_ddp.machine.process import is_dead, own_identity
-from vgg_ddp.run.conditional import ConflictError, UnsupportedError
+from vgg_ddp.run.conditional import ConflictError, Stored, UnsupportedError
 from vgg_ddp.run.notes import print_note_once
 
 logger = logging.getLogger(__name__)
@@ -47,16 +47,6 @@ class HeldError(Exception):
 
 class LeaseLostError(OSError):
     """Another command has taken the lease over: this process must not write to the run folder again."""
-
-
-class Stored(Protocol):
-    """Where a lease is stored, such as `ConditionalObject`."""
-
-    @property
-    def path(self) -> str: ...
-    def read(self) -> tuple[bytes, str] | None: ...
-    def replace(self, content: bytes, etag: str | None) -> str: ...
-    def require_conditions(self) -> None: ...
 
 
 class Lease:
@@ -86,21 +76,29 @@ class Lease:
             UnsupportedError: if it is not possible here.
             OSError: if the storage cannot be read or written.
         """
-        self._role = "driver"
-        while True:
-            etag = self._wait_until_free()
+        self._role, known = "driver", ""
+        for _ in range(ATTEMPTS):
+            etag = self._wait_until_free(known)
             try:
                 self._put({"writer": ""}, etag)
             except ConflictError:
-                # Another command was faster, or an earlier attempt of this one succeeded without an answer.
+                # Another command was faster, what was read was out of date, or an earlier attempt of this command
+                # succeeded without an answer.
+                known = etag or ""
+                time.sleep(SECONDS_BETWEEN_LOOKS)
                 continue
             self._object.require_conditions()
             self._keep()
             return
+        raise OSError(f"{self._object.path} keeps changing")
 
-    def _wait_until_free(self) -> str | None:
-        """The ETag of the lease that can be replaced now; None if there is none."""
-        seen, since, started = "", 0.0, _now()
+    def _wait_until_free(self, seen: str) -> str | None:
+        """The ETag of the lease that can be replaced now; None if there is none.
+
+        Args:
+            seen: the ETag of the lease that was found earlier; empty if none was.
+        """
+        since = started = _now()
         while True:
             found = self._object.read()
             content, etag = (_parse(found[0]), found[1]) if found else ({}, None)
@@ -114,7 +112,10 @@ class Lease:
                 if seen and not is_ending:
                     raise HeldError
                 if not seen:
-                    print(f"Waiting:   up to {LEASE_SECONDS:.0f} s: run {self._run} may still be running", flush=True)
+                    print(
+                        f"Waiting:   up to {LEASE_SECONDS:.0f} s, because run {self._run} may still be running",
+                        flush=True,
+                    )
                 seen, since = etag, _now()
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
@@ -134,7 +135,7 @@ class Lease:
             self._update()
         except UnsupportedError as error:
             print_note_once(
-                f"rank 0 does not notice if another command takes over run {self._run}: {error} on its machine."
+                f"rank 0 will not notice if another command takes over run {self._run}: {error} on its machine."
             )
             self._role = ""
             return
@@ -173,7 +174,7 @@ class Lease:
                 return
             # If this process is frozen meanwhile, the answer is out of date, and another command may have the lease.
             self._update()
-        raise OSError(f"{self._object.path} is renewed too slowly")
+        raise OSError(f"{self._object.path} takes too long to renew")
 
     def _is_fresh(self) -> bool:
         return _now() - self._renewed_at < SECONDS_TO_WRITE
@@ -243,7 +244,7 @@ class Lease:
                     return
                 except ConflictError:
                     self._look()
-            raise OSError(f"{self._object.path} changes all the time")
+            raise OSError(f"{self._object.path} keeps changing")
 
     def _put(self, changes: dict[str, str], etag: str | None) -> None:
         asked_at = _now()

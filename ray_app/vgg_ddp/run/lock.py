@@ -12,8 +12,8 @@ from pyarrow import fs
 from vgg_ddp.flags import UsageError
 from vgg_ddp.machine import torchrun
 from vgg_ddp.machine.disks import is_on_own_disk
-from vgg_ddp.run.conditional import ConditionalObject, UnsupportedError
-from vgg_ddp.run.lease import LEASE_FILE, LEASE_FOLDER, HeldError, Lease, Stored
+from vgg_ddp.run.conditional import ConditionalObject, Stored, UnsupportedError
+from vgg_ddp.run.lease import LEASE_FILE, LEASE_FOLDER, HeldError, Lease
 from vgg_ddp.run.notes import print_note_once
 from vgg_ddp.run.runs import Run
 from vgg_ddp.run.storage import Folder
@@ -122,7 +122,7 @@ def _stored(run: Folder) -> Stored:
         return VersionedFile((run / LEASE_FOLDER).path)
     if isinstance(run.filesystem, fs.S3FileSystem):
         return ConditionalObject(run.filesystem, (run / LEASE_FILE).path)
-    raise UnsupportedError(f"this is possible on a disk and on S3, not on {run.filesystem.type_name}")
+    raise UnsupportedError(f"leases work only on disks and on S3, not on {run.filesystem.type_name}")
 
 
 @contextmanager

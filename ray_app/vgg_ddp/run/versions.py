@@ -41,7 +41,7 @@ class VersionedFile:
                 # There are newer ones: another process has deleted it.
                 if error.errno not in (errno.ENOENT, errno.ESTALE):
                     raise
-        raise OSError(f"{self.path} changes all the time")
+        raise OSError(f"{self.path} keeps changing")
 
     def replace(self, content: bytes, etag: str | None) -> str:
         """Create the version after this one, or the first one (None); return its number.
@@ -97,7 +97,7 @@ class VersionedFile:
                 raise ConflictError from None
         except OSError as error:
             if error.errno in NO_HARD_LINKS:
-                raise UnsupportedError("its file system has no hard links") from error
+                raise UnsupportedError("its file system does not support hard links") from error
             raise
 
     def _delete_up_to(self, last: int) -> None:

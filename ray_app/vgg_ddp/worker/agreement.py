@@ -32,7 +32,8 @@ def require_same_code(driver_code: Code) -> None:
         if copy.digest != driver.digest and (copy.host, copy.folder) != (driver.host, driver.folder):
             raise RefusedError(
                 f"rank {rank} runs the code in {copy.folder} on {copy.host}, which differs from the driver's in "
-                f"{driver.folder} on {driver.host}: use the same version on all machines."
+                f"{driver.folder} on {driver.host}: use the same version on all machines. "
+                "In a notebook, restart the kernel after you edit the code."
             )
     if here.digest != driver.digest:
         logger.warning("Files in %s changed since the command started: the workers run the new code.", here.folder)
@@ -79,8 +80,8 @@ def _decide_start(job: Job, device: torch.device) -> tuple[Folder, str, str | No
     try:
         if job.run.lease:
             job.run.lease.join()
-        job.run.delete_temporary_files()
         newest = checkpoint.read_newest(job.run)
+        checkpoint.delete_leftovers(job.run)
     except LeaseLostError as error:
         return error
     if newest is None:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from support.command import wait_until
 from vgg_ddp.compat import ray_spares, ray_variables
 from vgg_ddp.compat.ray_spares import GENERATED, KEPT_FOR, load, start_spare
 
@@ -42,7 +43,7 @@ def test_module_that_cannot_be_imported_is_left_to_the_worker(monkeypatch: pytes
 
 @pytest.mark.parametrize(
     ("wanted", "workers", "seconds_of_training", "starts"),
-    [(True, 1, 0.5, True), (True, 2, 0.5, False), (True, 1, 0.0, False), (False, 1, 0.5, False)],
+    [(True, 1, 0.0, True), (True, 2, 0.5, False), (True, 1, 0.0, False), (False, 1, 0.5, False)],
 )
 def test_spare_process_is_started_unless_memory_is_scarce_or_training_ends_first(
     monkeypatch: pytest.MonkeyPatch, wanted: bool, workers: int, seconds_of_training: float, starts: bool
@@ -52,6 +53,8 @@ def test_spare_process_is_started_unless_memory_is_scarce_or_training_ends_first
     monkeypatch.setattr(ray_spares, "available_memory_bytes", lambda: 3 * 2**30)
     monkeypatch.setattr(ray_spares, "start_spare", lambda: calls.append(1))
     with ray_spares.spare_kept(wanted, workers):
+        if starts:
+            wait_until(lambda: bool(calls), seconds=30)
         time.sleep(seconds_of_training)
     time.sleep(0.2)
     assert bool(calls) is starts

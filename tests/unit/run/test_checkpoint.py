@@ -1,5 +1,6 @@
 """Checkpoints: damaged ones are rejected, the newest intact one is found, old ones are kept until a new one is."""
 
+import errno
 import json
 import logging
 import pickle
@@ -156,9 +157,28 @@ def test_resume_deletes_what_a_killed_command_had_no_time_to_delete(run: Folder)
     names = [save(run, step) for step in (3, 4)]
     for step in (1, 2):
         (run / checkpoint.new_name(step)).write("manifest.json", b"{}")
+    run.write("metrics.csv.0123abcd.tmp", b"")
     found = checkpoint.read_newest(run)
     assert found and found[0] == names[1]
+    checkpoint.delete_leftovers(run)
     assert run.names() == sorted(names)
+
+
+def test_files_that_cannot_be_deleted_do_not_prevent_a_resume(
+    run: Folder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [save(run, step) for step in (1, 2)]
+    file_of(run, names[1], "state.pt").write_bytes(b"cut")
+    (run / checkpoint.new_name(3)).write("state.pt", b"")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(Folder, "delete", fail)
+    found = checkpoint.read_newest(run)
+    assert found and found[0] == names[0]
+    checkpoint.delete_leftovers(run)
+    assert caplog.text.count("could not be deleted: [Errno 39] Directory not empty") == 3
 
 
 def test_other_files_of_the_run_are_not_checkpoints(run: Folder) -> None:

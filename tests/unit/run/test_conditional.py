@@ -4,7 +4,7 @@ import pytest
 from pyarrow import fs
 
 from support.s3_server import CREDENTIALS
-from vgg_ddp.run.conditional import _client
+from vgg_ddp.run.conditional import UnsupportedError, _client
 from vgg_ddp.run.storage import Folder
 
 
@@ -37,3 +37,9 @@ def test_endpoint_of_the_environment_and_own_keys_and_proxy_are_kept(monkeypatch
     assert signed.startswith("http://127.0.0.1:9/bucket/key?") and "=own&" in signed
     proxied = fs.S3FileSystem(region="us-east-1", proxy_options="http://proxy:3128")
     assert _client(proxied).meta.config.proxies == dict.fromkeys(("http", "https"), "http://proxy:3128")
+
+
+def test_profile_that_does_not_exist_means_that_there_is_no_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "missing")
+    with pytest.raises(UnsupportedError, match=r"boto3 cannot be used .*missing"):
+        _client(Folder.at("s3://bucket/runs?region=us-east-1").filesystem)

@@ -17,7 +17,8 @@ from support.s3_server import BUCKET, CREDENTIALS, client, s3_server, uri_of
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError
 from vgg_ddp.run import checkpoint, conditional, lease
-from vgg_ddp.run.lease import LEASE_FILE, Lease, LeaseLostError
+from vgg_ddp.run.conditional import ConflictError
+from vgg_ddp.run.lease import LEASE_FILE, HeldError, Lease, LeaseLostError
 from vgg_ddp.run.lock import locked
 from vgg_ddp.run.notes import print_note_once
 from vgg_ddp.run.runs import Run, open_run
@@ -68,6 +69,43 @@ def test_damaged_lease_is_replaced_once_nobody_changes_it(
         assert time.monotonic() - started > 0.5
 
 
+class OutdatedStore:
+    """Shows a lease as it was, like a network file system with a cache, although its holder renews it."""
+
+    path = "lease"
+
+    def __init__(self) -> None:
+        self.writes = 0
+
+    def read(self) -> tuple[bytes, str]:
+        return b'{"owner": "another"}', str(self.writes)
+
+    def replace(self, _content: bytes, _etag: str | None) -> str:
+        self.writes += 1
+        raise ConflictError
+
+    def require_conditions(self) -> None:
+        raise AssertionError
+
+
+def test_lease_that_was_renewed_unseen_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LEASE_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "SECONDS_BETWEEN_LOOKS", 0.05)
+    store = OutdatedStore()
+    with pytest.raises(HeldError):
+        Lease(store, "run").acquire()
+    assert store.writes == 1
+
+
+def test_storage_that_always_reports_a_conflict_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "SECONDS_BETWEEN_LOOKS", 0.01)
+    store = OutdatedStore()
+    monkeypatch.setattr(store, "read", lambda: None)
+    with pytest.raises(OSError, match="lease keeps changing"):
+        Lease(store, "run").acquire()
+    assert store.writes == lease.ATTEMPTS
+
+
 def test_failed_renewals_delay_writes_but_do_not_lose_the_lease(
     server: str, tmp_path: Path, proxied: tuple[FaultProxy, str]
 ) -> None:
@@ -75,6 +113,7 @@ def test_failed_renewals_delay_writes_but_do_not_lose_the_lease(
     with locked(at(uri)) as run:
         held = run.folder.lease
         assert held
+        held._update()
         until = time.monotonic() + SECONDS["SECONDS_TO_WRITE"] / 2
         proxy.choose = lambda _, path: THROTTLED if LEASE_FILE in path else None
         while time.monotonic() < until:

@@ -111,6 +111,6 @@ def test_disk_with_neither_locks_nor_hard_links_is_noted(
     with locked(run) as held:
         assert held.folder.lease is None
     assert capsys.readouterr().err == (
-        "NOTE: nothing prevents other commands from using run run at the same time: its file system has no hard "
-        "links.\n"
+        "NOTE: nothing prevents other commands from using run run at the same time: its file system does not support "
+        "hard links.\n"
     )

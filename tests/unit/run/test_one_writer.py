@@ -51,7 +51,7 @@ def _files_on_s3(server: str) -> dict[str, object]:
     return {item["Key"].rpartition("/")[2]: (item["ETag"], item["LastModified"]) for item in found}
 
 
-def test_of_commands_that_start_together_wake_up_late_or_are_killed_one_at_a_time_writes(
+def test_only_one_command_at_a_time_writes_even_if_they_start_together_wake_late_or_are_killed(
     places: Places, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with writer("one", places.one) as one, writer("other", places.other) as other:
@@ -59,7 +59,7 @@ def test_of_commands_that_start_together_wake_up_late_or_are_killed_one_at_a_tim
         loser, winner, name = (one, other, "other") if one.poll() is not None else (other, one, "one")
         assert loser.returncode == 2
         output, _ = loser.communicate()
-        assert output.startswith("Waiting:   up to 2 s: run run may still be running")
+        assert output.startswith("Waiting:   up to 2 s, because run run may still be running")
         assert output.endswith("is already running: wait for it to finish, or use another --run-name.\n")
         # Nobody replaces it while it is frozen: it continues.
         freeze(winner)

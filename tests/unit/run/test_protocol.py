@@ -75,6 +75,7 @@ def test_command_frozen_at_any_moment_writes_nothing_once_another_has_taken_over
             first = runs.start(0)
             runs.world.run(100.0, lambda: next(steps) >= index)  # noqa: B023
             if not first.is_alive():
+                assert first.outcome == "finished" and index > 100
                 break
             runs.interrupt(first.processes, "freeze")
             _take_over(runs)

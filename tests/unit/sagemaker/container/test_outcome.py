@@ -52,7 +52,7 @@ def test_error_line_is_the_reason_if_there_is_no_exception() -> None:
 
 def test_job_whose_run_another_job_still_uses_says_so() -> None:
     reason = "run job in --storage-path s3://bucket/runs is already running: wait for it to finish."
-    assert first_failure(["Waiting:   up to 30 s: run job may still be running", f"error: {reason}"]) == reason
+    assert first_failure(["Waiting:   up to 30 s, because run job may still be running", f"error: {reason}"]) == reason
     reason = "another command has taken over run job, because this one had stopped renewing its lease."
     lines = ["epoch 1/2  loss 2.3", f"error: {reason}"]
     assert judge_driver(1, lines, False) == Verdict(TRAINING_FAILED, reason)
