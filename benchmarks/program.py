@@ -48,6 +48,19 @@ class Trained:
         ]
 
 
+def end_on_signals() -> None:
+    """Let SIGTERM and SIGHUP end this program as Ctrl-C does: with its cleanup.
+
+    Under `nohup`, SIGHUP has no effect, as before, but the programs that this one starts do not inherit that; nor that
+    SIGINT is ignored, as in the background of a shell.
+    """
+    survives_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    if survives_hangup:
+        signal.signal(signal.SIGHUP, lambda *_: None)
+
+
 def mean_and_spread(accuracies: Sequence[float]) -> str:
     """Mean and, with several values, standard deviation, as text."""
     spread = f" +- {statistics.stdev(accuracies):.2%}" if len(accuracies) > 1 else ""

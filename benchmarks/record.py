@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import platform
 import time
@@ -18,10 +19,20 @@ def new_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def write_json(path: Path | None, results: dict[str, Any]) -> None:
-    """Write the results and a description of the machine; without a path, do nothing."""
+    """Write the results and a description of the machine, NaN as null; without a path, do nothing."""
     if path:
-        path.write_text(json.dumps({"machine": describe_machine(), **results}, indent=2) + "\n")
+        text = json.dumps(_finite({"machine": describe_machine(), **results}), indent=2, allow_nan=False)
+        path.write_text(text + "\n")
         print(f"written to {path}")
+
+
+def _finite(value: Any) -> Any:
+    """The same value with None instead of NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def describe_machine() -> dict[str, Any]:

@@ -17,10 +17,12 @@ from the time since that checkpoint), and the seconds to the first new step, fro
 Exit code 1 if a run does not finish, or if its model.safetensors differs in any byte.
 
 With --hosts, the cluster has this many hosts: namespaces of this machine, each with a network of its own. The command
-runs on the first one, the workers on the others. Each round brings --faults faults of processes, links, clocks, or
+runs on the first one, the workers on the others. Each round injects --faults faults of processes, links, clocks, or
 storage, during the start, the training, the evaluation, the save, or the end (--phases). Dead nodes are replaced, and a
-run that ended is resumed once the fault is over. A round depends only on its seed: --seed 17 --rounds 1 repeats it.
-Needs root, iproute2, nftables, and faketime; moto for the kinds with S3. Exit code 1 if a round fails:
+run that ended is resumed once the fault is over. What a round does depends only on its seed, --kinds, --phases,
+--faults, and --hosts: with the same, --seed 17 --rounds 1 repeats it. Rounds whose fault came too late, or found
+nothing to hit, count separately. Needs root, iproute2, nftables, and faketime; moto for the kinds with S3. Exit code 1
+if a round fails:
 
     it did not end in time, or ended without saying why, or could not be resumed
     its model.safetensors differs in any byte
@@ -30,14 +32,17 @@ Needs root, iproute2, nftables, and faketime; moto for the kinds with S3. Exit c
 
 import argparse
 import os
-import signal
+import shutil
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from benchmarks.faults import local_rounds
 from benchmarks.faults.cluster import kinds, rounds
+from benchmarks.faults.cluster.round import ClusterRound
+from benchmarks.program import end_on_signals
 from benchmarks.record import new_parser, write_json
 
 # On one machine, and with --hosts.
@@ -59,15 +64,13 @@ def main() -> int:
     if options.hosts is not None:
         if options.hosts <= options.num_workers - bool(options.head_cpus):
             parser.error(f"--hosts {options.hosts}: expected more hosts than --num-workers {options.num_workers}.")
-        if not 1 <= options.faults <= len(known):
-            parser.error(f"--faults {options.faults}: expected 1 to {len(known)}.")
+        if not 1 <= options.faults <= len(set(options.kinds)):
+            parser.error(f"--faults {options.faults}: expected 1 to {len(set(options.kinds))}, the number of --kinds.")
+        if options.epochs < 2:
+            parser.error(f"--epochs {options.epochs}: expected at least 2 with --hosts.")
         if missing := rounds.missing_requirement(options.kinds):
             parser.error(f"--hosts {missing}.")
-    # Terminating the benchmark must clean up, as interrupting it does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # In the background of a shell or under `nohup`, these are ignored, and the commands under test would inherit that.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    end_on_signals()
     return on_hosts(options) if options.hosts else on_one_machine(options)
 
 
@@ -84,8 +87,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     hosts.add_argument("--head-cpus", type=int, choices=(0, 1), default=0, help="1: the head may have a worker, too")
     hosts.add_argument("--faults", type=int, default=1, help="faults in each round; default: %(default)s")
     hosts.add_argument("--phases", nargs="+", choices=kinds.PHASES, default=kinds.PHASES, help="when faults come")
-    hosts.add_argument("--limit-seconds", type=float, default=300, help="for each command; default: %(default)s")
-    hosts.add_argument("--logs", type=Path, help="keep the output of each round in this folder")
+    hosts.add_argument(
+        "--limit-seconds", type=float, default=300, help="until the fault, and after it; default: %(default)s"
+    )
+    hosts.add_argument("--logs", type=Path, help="folder for the output of each round; default: kept if one fails")
 
 
 def training_flags(options: argparse.Namespace, data: str, checkpoint_every_seconds: int) -> list[object]:
@@ -97,39 +102,58 @@ def training_flags(options: argparse.Namespace, data: str, checkpoint_every_seco
 def on_one_machine(options: argparse.Namespace) -> int:
     data = options.data if options.data == "sample" else os.path.abspath(options.data)
     flags = training_flags(options, data, checkpoint_every_seconds=2)
+    results: list[local_rounds.Round] = []
     with tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as name:
         # A private home directory: with another cluster's token from the user's, the nodes could not connect.
         os.environ.update(HOME=name, RAY_TMPDIR=name, RAY_USAGE_STATS_ENABLED="0")
-        results = local_rounds.run_rounds(options.kinds, options.rounds, options.seed, Path(name), flags)
-    good = sum(result.same and not result.problem for result in results)
-    return conclude(options, flags, good, [vars(result) for result in results])
+        try:
+            for result in local_rounds.run_rounds(options.kinds, options.rounds, options.seed, Path(name), flags):
+                results.append(result)
+        finally:
+            good = sum(result.same and not result.problem for result in results)
+            write_outcome(options, flags, good, [vars(result) for result in results])
+    return 0 if good == options.rounds else 1
 
 
 def on_hosts(options: argparse.Namespace) -> int:
-    with tempfile.TemporaryDirectory(prefix="chaos-logs-") as name:
-        folder = Path(name)
-        data = os.path.abspath(options.data) if options.data else str(rounds.make_data(folder / "data"))
-        logs = options.logs or folder
-        logs.mkdir(parents=True, exist_ok=True)
-        flags = [*training_flags(options, data, checkpoint_every_seconds=1), *rounds.FLAGS]
-        seeds = range(options.seed, options.seed + options.rounds)
-        plans = [kinds.make_plan(seed, options.faults, options.kinds, options.phases) for seed in seeds]
-        results = rounds.run_rounds(
-            plans, options.hosts, options.head_cpus, flags, logs.resolve(), options.limit_seconds
-        )
-    rounds.print_table(results)
-    good = sum(result.passed for result in results)
-    return conclude(options, flags, good, [vars(result) | {"passed": result.passed} for result in results])
+    folder = Path(tempfile.mkdtemp(prefix="chaos-logs-"))
+    data = os.path.abspath(options.data) if options.data else str(rounds.make_data(folder / "data"))
+    logs = options.logs or folder
+    logs.mkdir(parents=True, exist_ok=True)
+    flags = [*training_flags(options, data, checkpoint_every_seconds=1), *rounds.FLAGS]
+    seeds = range(options.seed, options.seed + options.rounds)
+    plans = [kinds.make_plan(seed, options.faults, options.kinds, options.phases) for seed in seeds]
+    played = rounds.run_rounds(plans, options.hosts, options.head_cpus, flags, logs.resolve(), options.limit_seconds)
+    results: list[ClusterRound] = []
+    try:
+        # Whatever ends the rounds, the hosts are powered off before the results are written.
+        with closing(played):
+            for result in played:
+                results.append(result)
+    finally:
+        rounds.print_table(results)
+        verdicts = [result.verdict for result in results]
+        described = [vars(result) | {"verdict": result.verdict, "passed": result.passed} for result in results]
+        write_outcome(options, flags, verdicts.count("passed"), described)
+        print(f"not hit: {verdicts.count('not hit')}; failed: {verdicts.count('FAILED')}")
+        if options.logs or (len(results) == options.rounds and "FAILED" not in verdicts):
+            shutil.rmtree(folder)
+        else:
+            print(f"logs: {folder}")
+    # Rounds that hit nothing tell nothing.
+    return 1 if "FAILED" in verdicts or "passed" not in verdicts else 0
 
 
-def conclude(options: argparse.Namespace, flags: list[object], good: int, results: list[dict[str, Any]]) -> int:
-    """Print and write the outcome; return the exit code."""
-    print(f"\n{good} of {len(results)} rounds ended with the weights of the undisturbed run")
+def write_outcome(options: argparse.Namespace, flags: list[object], good: int, results: list[dict[str, Any]]) -> None:
+    """Print and write the outcome of the rounds so far."""
+    print(f"\n{good} of {len(results)} rounds passed: they ended with the weights of the undisturbed run")
+    if len(results) < options.rounds:
+        print(f"{options.rounds - len(results)} rounds were not played")
     settings = {"rounds": options.rounds, "seed": options.seed, "flags": [str(flag) for flag in flags]}
     if options.hosts:
         settings |= {"hosts": options.hosts, "head_cpus": options.head_cpus, "faults": options.faults}
+        settings |= {"kinds": options.kinds, "phases": list(options.phases)}
     write_json(options.json, {"settings": settings, "rounds": results})
-    return 0 if good == len(results) else 1
 
 
 if __name__ == "__main__":

@@ -5,17 +5,22 @@ import random
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.faults.training import Training, estimate_step, first_step_after, newest_step, wait_for_step
+from benchmarks.faults.training import (
+    DRAIN_SECONDS,
+    Training,
+    drain,
+    estimate_step,
+    first_step_after,
+    newest_step,
+    wait_for_step,
+)
 
 KINDS = ("worker kill", "driver kill", "terminate", "node drain", "corruption")
-DRAIN_SECONDS = 10
 
 
 @dataclass
@@ -66,8 +71,7 @@ def disturb(kind: str, folder: Path, flags: list[object], total_steps: int, rng:
 
 def kill_worker(training: Training, run: Path, rng: random.Random) -> Round:
     """Kill one worker; Ray Train restarts all of them."""
-    workers = [pid for pid, command in training.processes().items() if command.startswith("ray::RayTrainWorker")]
-    os.kill(rng.choice(workers), signal.SIGKILL)
+    os.kill(rng.choice(training.workers()), signal.SIGKILL)
     hit = time.time()
     reached = estimate_step(run, hit)
     recovered = first_step_after(training, run, hit)
@@ -104,10 +108,7 @@ def drain_node(folder: Path, run: Path, flags: list[object], hit_after: int) -> 
         _, leaving = (cluster.add_node(num_cpus=1) for _ in range(2))
         training = Training(folder, *flags, "--address", cluster.address, "--max-failures", 0)
         wait_for_step(training, run, hit_after)
-        ray = Path(sys.executable).with_name("ray")
-        target = ["--address", cluster.address, "--node-id", leaving.node_id, "--reason-message", "chaos"]
-        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", str(DRAIN_SECONDS)]
-        subprocess.run([ray, "drain-node", *target, *reason], check=True, capture_output=True)
+        drain(cluster.address, leaving.node_id, "chaos")
         hit = time.time()
         cluster.add_node(num_cpus=1)
         time.sleep(DRAIN_SECONDS)
@@ -143,23 +144,21 @@ def train_undisturbed(folder: Path, flags: list[object]) -> tuple[bytes, int]:
     return (run / "model.safetensors").read_bytes(), newest_step(run)
 
 
-def run_rounds(kinds: Sequence[str], count: int, seed: int, folder: Path, flags: list[object]) -> list[Round]:
+def run_rounds(kinds: Sequence[str], count: int, seed: int, folder: Path, flags: list[object]) -> Iterator[Round]:
     """Train once undisturbed, then with one disturbance per round; print a line for each."""
     rng = random.Random(seed)
     reference, total_steps = train_undisturbed(folder / "undisturbed", flags)
     print(f"{count} rounds, seed {seed}, {total_steps} steps\n")
     headings = f"{'from step':>9} {'steps lost':>10} {'first step s':>12}"
     print(f"{'round':>5}  {'disturbance':<12} {headings}  weights", flush=True)
-    rounds: list[Round] = []
     for number in range(1, count + 1):
         place = folder / str(number)
         place.mkdir()
         result = disturb(kinds[(number - 1) % len(kinds)], place, flags, total_steps, rng)
         model = place / "runs/chaos/model.safetensors"
         result.same = model.exists() and model.read_bytes() == reference
-        rounds.append(result)
         verdict = f"{'the same' if result.same else 'DIFFERENT'} {result.problem}"
         numbers = f"{result.step:>9} {result.lost_steps:>10} {result.recovery_seconds:>12.1f}"
         print(f"{number:>5}  {result.kind:<12} {numbers}  {verdict}", flush=True)
         shutil.rmtree(place)
-    return rounds
+        yield result

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.faults.training import Training, first_step_after
-from benchmarks.program import MAIN
+from benchmarks.faults.training import LIMIT_SECONDS, Training, first_step_after
+from benchmarks.program import MAIN, end_on_signals
 from benchmarks.record import new_parser, write_json
 
 # The end of each phase; the last three are in startup.json.
@@ -36,10 +36,12 @@ def recover(training: Training, run: Path, restart: int) -> Times:
     killed = time.time()
     os.kill(training.workers()[-1], signal.SIGKILL)
     while f"restart {restart} of" not in training.log.read_text() and training.process.poll() is None:
+        if time.time() - killed > LIMIT_SECONDS:
+            raise SystemExit(f"no restart within {LIMIT_SECONDS} s: {training.log.read_text()[-2000:]}")
         time.sleep(0.01)
     noticed = time.time()
     if math.isnan(first_step_after(training, run, killed)):
-        raise SystemExit(f"the run ended: {training.log.read_text()[-2000:]}")
+        raise SystemExit(f"the run ended, or takes no step: {training.log.read_text()[-2000:]}")
     phases = json.loads((run / "startup.json").read_text())
     created = max(psutil.Process(pid).create_time() for pid in training.workers())
     moments = {PHASES[0]: noticed, PHASES[1]: max(noticed, created)} | {name: phases[name] for name in PHASES[2:]}
@@ -87,6 +89,7 @@ def main() -> None:
     parser.add_argument("--num-workers", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--against", type=Path, help="compare with another checkout instead of --no-spare-workers")
     options = parser.parse_args()
+    end_on_signals()
     recoveries, spares = run_rounds(options)
     print_phases(recoveries)
     before, after = (statistics.median(times["first step"] for times in each) for each in recoveries.values())
@@ -108,11 +111,11 @@ def run_rounds(options: argparse.Namespace) -> tuple[dict[str, list[Times]], lis
     recoveries: dict[str, list[Times]] = {name: [] for name in variants}
     spares = []
     for number in range(1, options.rounds + 1):
-        for name, (main, flags) in variants.items():
+        for name, (program, its_flags) in variants.items():
             with tempfile.TemporaryDirectory(prefix="recovery-", ignore_cleanup_errors=True) as folder:
                 # A private home directory: Ray would use a token from the user's.
                 os.environ.update(HOME=folder, RAY_TMPDIR=folder, RAY_USAGE_STATS_ENABLED="0")
-                times, mib = measure(Path(folder), main, flags, options.kills)
+                times, mib = measure(Path(folder), program, its_flags, options.kills)
             recoveries[name] += times
             spares.append(mib)
             print(f"round {number}, {name}: " + ", ".join(f"{each['first step']:.1f} s" for each in times), flush=True)

@@ -15,29 +15,31 @@ the soak. The faults, each kind once in every six, in random order:
 Samples memory (PSS), CPUs, open files, threads, processes, files, and the object store every ten seconds. Growth is
 that of the medians between two faults, of samples taken while the run trained undisturbed, after the warm-up. At the
 end, the command is stopped, and the run is resumed for two more epochs and must finish. Exit code 1 if a quantity
-surely grows by more than its threshold (benchmarks/faults/soak_growth.py), or if anything fails.
+surely grows by more than its threshold (benchmarks/faults/soak_growth.py), if there are too few samples to tell, or if
+anything fails.
 """
 
 import math
 import os
 import random
-import signal
 import statistics
 import sys
 import tempfile
 import threading
 import time
 import uuid
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.soak_growth import Growth, judge, print_table
+from benchmarks.faults.soak_growth import Growth, judge, print_table, too_few
 from benchmarks.faults.soak_run import KINDS, Fault, SoakedRun
 from benchmarks.faults.soak_samples import KEEP_MARK, MARK, Sample, Sampler
+from benchmarks.program import end_on_signals
 from benchmarks.record import new_parser, write_json
 from vgg_ddp.run.files import read_metrics
 from vgg_ddp.run.storage import Folder
@@ -57,6 +59,15 @@ class Taken:
     values: Sample
 
 
+@dataclass
+class Record:
+    """What a soak has found so far."""
+
+    faults: list[Fault] = field(default_factory=list)
+    taken: list[Taken] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
 class Watch:
     """Takes samples in a thread.
 
@@ -65,10 +76,10 @@ class Watch:
         steady_since: when the run took its first step after the last fault, in seconds since 1970; infinity before it.
     """
 
-    def __init__(self, run: SoakedRun, started_at: float) -> None:
+    def __init__(self, run: SoakedRun, started_at: float, taken: list[Taken]) -> None:
         self.faults = 0
         self.steady_since = math.inf
-        self.taken: list[Taken] = []
+        self._taken = taken
         self._run = run
         self._sampler = Sampler(run.folder, run.ray_folder)
         self._started_at = started_at
@@ -98,20 +109,20 @@ class Watch:
             if len(times) > 2:
                 values["seconds an epoch"] = (times[-1] - times[0]) / (len(times) - 1)
             is_steady = now > since + SECONDS_TO_SETTLE and self.steady_since == since
-            self.taken.append(Taken((now - self._started_at) / 3600, faults, is_steady, values))
+            self._taken.append(Taken((now - self._started_at) / 3600, faults, is_steady, values))
 
 
-def soak(run: SoakedRun, watch: Watch, minutes: float, fault_every: float, rng: random.Random) -> list[Fault]:
-    """Train with faults until the time is over; print a line per fault."""
+def soak(run: SoakedRun, watch: Watch, faults: list[Fault], options: Namespace) -> None:
+    """Train with faults, and add them to the list, until the time is over; print a line per fault."""
+    fault_every, rng = options.fault_every, random.Random(options.seed)
     started, started_at = time.monotonic(), time.time()
-    faults: list[Fault] = []
     kinds: list[str] = []
     print(f"{'minute':>6}  {'fault':<13} {'from step':>9} {'first step s':>12}", flush=True)
     run.start()
     if problem := run.wait_for_step(started_at):
         raise SystemExit(problem)
     watch.steady_since = time.time()
-    while time.monotonic() - started < minutes * 60 - fault_every:
+    while time.monotonic() - started < options.minutes * 60 - fault_every:
         # After a long recovery, the next fault is late: samples need some time without one.
         time.sleep(max(fault_every / 3, started + (len(faults) + 1) * fault_every - time.monotonic()))
         watch.check()
@@ -121,9 +132,9 @@ def soak(run: SoakedRun, watch: Watch, minutes: float, fault_every: float, rng: 
         watch.faults += 1
         fault = run.hit(kinds.pop(), minute, rng)
         faults.append(fault)
-        print(f"{minute:>6.1f}  {fault.kind:<13} {fault.step:>9} {fault.seconds:>12.1f}  {fault.problem}", flush=True)
+        seconds = "-" if fault.seconds is None else f"{fault.seconds:.1f}"
+        print(f"{minute:>6.1f}  {fault.kind:<13} {fault.step:>9} {seconds:>12}  {fault.problem}", flush=True)
         watch.steady_since = time.time()
-    return faults
 
 
 def growths(taken: Sequence[Taken], warm_up_minutes: float) -> list[Growth]:
@@ -143,7 +154,7 @@ def growths(taken: Sequence[Taken], warm_up_minutes: float) -> list[Growth]:
 def print_faults(faults: Sequence[Fault]) -> None:
     print(f"\n{'fault':<13} {'count':>5} {'median s':>9} {'longest s':>9}")
     for kind in KINDS:
-        if seconds := [fault.seconds for fault in faults if fault.kind == kind and fault.seconds > 0]:
+        if seconds := [fault.seconds for fault in faults if fault.kind == kind and fault.seconds]:
             print(f"{kind:<13} {len(seconds):>5} {statistics.median(seconds):>9.1f} {max(seconds):>9.1f}")
 
 
@@ -156,26 +167,42 @@ def main() -> int:
     options = parser.parse_args()
     warm_up = options.minutes / 10 if options.warm_up is None else options.warm_up
     os.environ |= {MARK: uuid.uuid4().hex, **KEEP_MARK, "RAY_USAGE_STATS_ENABLED": "0"}
-    # Terminating the benchmark must end its run, as interrupting it does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as name:
-        # A private home directory: with another cluster's token from the user's, the nodes could not connect.
-        os.environ.update(HOME=name, RAY_TMPDIR=name)
-        with SoakedRun(Path(name)) as run:
-            watch = Watch(run, time.time())
-            with watch.running():
-                faults = soak(run, watch, options.minutes, options.fault_every, random.Random(options.seed))
-            problem = run.finish()
-    found = growths(watch.taken, warm_up)
-    print_faults(faults)
+    end_on_signals()
+    record = Record()
+    try:
+        with tempfile.TemporaryDirectory(prefix="soak-", ignore_cleanup_errors=True) as name:
+            # A private home directory: with another cluster's token from the user's, the nodes could not connect.
+            os.environ.update(HOME=name, RAY_TMPDIR=name)
+            with SoakedRun(Path(name)) as run:
+                watch = Watch(run, time.time(), record.taken)
+                with watch.running():
+                    soak(run, watch, record.faults, options)
+                if problem := run.finish():
+                    record.problems.append(problem)
+    except BaseException as error:
+        record.problems.append(f"the soak ended early: {error!r}")
+        raise
+    finally:
+        # Whatever ends the soak, hours of samples are not lost.
+        exit_code = report(record, warm_up, options)
+    return exit_code
+
+
+def report(record: Record, warm_up_minutes: float, options: Namespace) -> int:
+    """Print and write what a soak has found; return the exit code."""
+    found = growths(record.taken, warm_up_minutes)
+    print_faults(record.faults)
     print_table(found)
-    problems = [fault.problem for fault in faults if fault.problem] + ([problem] if problem else [])
+    problems = [fault.problem for fault in record.faults if fault.problem] + record.problems
+    if problem := too_few(found):
+        problems.append(problem)
     growing = [growth.name for growth in found if growth.verdict == "GROWS"]
-    print(f"\n{len(faults)} faults; problems: {len(problems)}; growing: {', '.join(growing) or 'nothing'}")
+    print("", *problems, sep="\n")
+    print(f"{len(record.faults)} faults; problems: {len(problems)}; growing: {', '.join(growing) or 'nothing'}")
     results: dict[str, Any] = {"minutes": options.minutes, "fault_every": options.fault_every, "seed": options.seed}
-    results |= {"problems": problems, "faults": [vars(fault) for fault in faults]}
+    results |= {"problems": problems, "faults": [vars(fault) for fault in record.faults]}
     results |= {"growth": [vars(growth) | {"verdict": growth.verdict} for growth in found]}
-    write_json(options.json, results | {"samples": [vars(sample) for sample in watch.taken]})
+    write_json(options.json, results | {"samples": [vars(sample) for sample in record.taken]})
     return 1 if problems or growing else 0
 
 

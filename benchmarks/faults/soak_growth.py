@@ -33,7 +33,7 @@ class Growth:
 
     Attributes:
         per_hour: median of the slopes between all pairs of points (Theil and Sen).
-        surely_per_hour: lower end of the slope's confidence interval.
+        surely_per_hour: lower end of the slope's confidence interval; -inf if there are too few points for one.
     """
 
     name: str
@@ -47,6 +47,17 @@ class Growth:
         if np.isinf(self.surely_per_hour):
             return "too short"
         return "GROWS" if self.surely_per_hour > THRESHOLDS[self.name.partition(",")[0]] else "flat"
+
+
+def too_few(growths: Sequence[Growth]) -> str:
+    """A problem if there are not enough samples to judge; empty if there are.
+
+    The parts of a total may be few: some kinds of processes live only for a short time.
+    """
+    unknown = [growth.name for growth in growths if growth.verdict == "too short" and "," not in growth.name]
+    if unknown or not growths:
+        return f"too few undisturbed samples to judge: {', '.join(unknown) or 'everything'}"
+    return ""
 
 
 def judge(name: str, hours: Sequence[float], values: Sequence[float]) -> Growth:

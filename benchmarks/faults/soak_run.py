@@ -1,28 +1,22 @@
 """The run of a soak on a Ray cluster of its own, and the faults that hit it."""
 
-import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from benchmarks.faults.local_rounds import DRAIN_SECONDS, corrupt
+from benchmarks.faults.local_rounds import corrupt
 from benchmarks.faults.soak_samples import own_processes
-from benchmarks.faults.training import Training, newest_step
-from benchmarks.program import ROOT
+from benchmarks.faults.training import DRAIN_SECONDS, Training, drain, newest_step
+from benchmarks.small_data import write_small_data
 from vgg_ddp.run.files import read_metrics, read_startup
 from vgg_ddp.run.storage import Folder
 
 KINDS = ("worker kill", "worker freeze", "corruption", "driver kill", "terminate", "node drain")
-SAMPLE = ROOT / "ray_app" / "sample"
 # Of ten images of CIFAR-10, the bundled sample has one.
 EVERY = 6
 NAME = "soak"
@@ -41,13 +35,14 @@ class Fault:
         minute: when it was, since the start of the soak.
         step: step of the newest checkpoint at that time.
         seconds: time from the fault to the first new step; of a drained node, including the time until it is removed.
+            None if the fault could not be caused.
         problem: what did not go as expected; empty if everything did.
     """
 
     minute: float
     kind: str
     step: int
-    seconds: float
+    seconds: float | None
     problem: str
 
 
@@ -58,11 +53,7 @@ class SoakedRun:
         self.place = place
         self.folder = place / "runs" / NAME
         self.ray_folder = place / "ray"
-        self._data = place / "data"
-        self._data.mkdir()
-        for split in ("train", "test"):
-            table = pq.read_table(SAMPLE / f"{split}.parquet")
-            pq.write_table(table.take(list(range(0, len(table), EVERY))), self._data / f"{split}.parquet")
+        self._data = write_small_data(place / "data", lambda _, count: range(0, count, EVERY))
 
     def __enter__(self) -> "SoakedRun":
         from ray.cluster_utils import Cluster
@@ -75,9 +66,11 @@ class SoakedRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._cluster.shutdown()
-        for process, _ in own_processes():
-            process.kill()
+        try:
+            self._cluster.shutdown()
+        finally:
+            for process, _ in own_processes():
+                process.kill()
 
     def _add_node(self) -> Any:
         return self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
@@ -111,9 +104,9 @@ class SoakedRun:
         step, moment = newest_step(self.folder), time.time()
         try:
             problem = self._cause(kind, rng)
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
-            # Hours of samples are worth more than this fault.
-            return Fault(minute, kind, step, math.nan, f"cannot be caused: {error}")
+        except Exception as error:
+            # Hours of samples are worth more than this fault, which counts as a problem.
+            return Fault(minute, kind, step, None, f"cannot be caused: {error!r}")
         problem += self.wait_for_step(moment)
         return Fault(minute, kind, step, time.time() - moment, problem)
 
@@ -142,11 +135,8 @@ class SoakedRun:
 
     def _drain_node(self, number: int) -> None:
         """Drain a node; remove it at the deadline, while another one joins."""
-        ray = Path(sys.executable).with_name("ray")
         leaving = self._nodes[number]
-        target = ["--address", self._cluster.address, "--node-id", leaving.node_id, "--reason-message", "soak"]
-        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", str(DRAIN_SECONDS)]
-        subprocess.run([ray, "drain-node", *target, *reason], check=True, capture_output=True)
+        drain(self._cluster.address, leaving.node_id, "soak")
         self._nodes[number] = self._add_node()
         time.sleep(DRAIN_SECONDS)
         self._cluster.remove_node(leaving, allow_graceful=False)

@@ -13,6 +13,7 @@ from benchmarks.program import MAIN
 
 MARK = "VGG_CHAOS_MARK"
 LIMIT_SECONDS = 600
+DRAIN_SECONDS = 10
 
 
 class Training:
@@ -65,6 +66,18 @@ class Training:
         return not remaining
 
 
+def drain(address: str, node_id: str, message: str) -> None:
+    """Announce to a Ray cluster that a node will be preempted in DRAIN_SECONDS, as a spot instance is.
+
+    Raises:
+        subprocess.CalledProcessError: if Ray refuses.
+    """
+    ray = Path(sys.executable).with_name("ray")
+    target = ["--address", address, "--node-id", node_id, "--reason-message", message]
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", str(DRAIN_SECONDS)]
+    subprocess.run([ray, "drain-node", *target, *reason], check=True, capture_output=True)
+
+
 def step_of(manifest: Path) -> int:
     """Step of the checkpoint that a manifest belongs to."""
     return int(manifest.parent.name.split("_")[1])
@@ -76,17 +89,19 @@ def newest_step(run: Path) -> int:
 
 
 def wait_for_step(training: Training, run: Path, step: int) -> None:
-    """Wait for a checkpoint of at least this step, or for the command to end."""
-    while newest_step(run) < step and training.process.poll() is None:
+    """Wait for a checkpoint of at least this step, for the command to end, or for the time limit."""
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while newest_step(run) < step and training.process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
 def first_step_after(training: Training, run: Path, moment: float) -> float:
     """The time at which workers started after `moment` finished their first step, in seconds since 1970.
 
-    NaN if the command ends before that.
+    NaN if the command ends before that, or does not take a step within the time limit.
     """
     startup = run / "startup.json"
+    deadline = time.monotonic() + LIMIT_SECONDS
     while True:
         # Checked before reading the file: the run may write the file and end in between.
         ended = training.process.poll() is not None
@@ -94,7 +109,7 @@ def first_step_after(training: Training, run: Path, moment: float) -> float:
             first_step: float = json.loads(startup.read_text())["first step"]
             if first_step > moment:
                 return first_step
-        if ended:
+        if ended or time.monotonic() > deadline:
             return float("nan")
         time.sleep(0.05)
 

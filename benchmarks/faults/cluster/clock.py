@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.faults.cluster.links import choose_host
-from benchmarks.faults.cluster.scene import Scene, Undo
+from benchmarks.faults.cluster.scene import Scene
 
 LIBRARY = "/usr/lib/*/faketime/libfaketimeMT.so.1"
 STEP_SECONDS = 3600
@@ -42,12 +42,12 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def step(seconds: int) -> Callable[[Scene], Undo]:
+def step(seconds: int) -> Callable[[Scene], None]:
     """A fault: the clock of a host jumps by this many seconds, and stays so until the fault ends."""
 
-    def inject(scene: Scene) -> Undo:
+    def inject(scene: Scene) -> None:
         clock = choose_host(scene).folder / "clock"
+        scene.undo.callback(clock.write_text, "+0\n")
         clock.write_text(f"{seconds:+d}\n")
-        return lambda: clock.write_text("+0\n")
 
     return inject

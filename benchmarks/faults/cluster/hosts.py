@@ -17,7 +17,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-COMMANDS = {"ip": "iproute2", "tc": "iproute2", "nft": "nftables", "nsenter": "util-linux", "unshare": "util-linux"}
+COMMANDS = {
+    "ip": "iproute2",
+    "tc": "iproute2",
+    "nft": "nftables",
+    "nsenter": "util-linux",
+    "taskset": "util-linux",
+    "unshare": "util-linux",
+}
 SHARED_BYTES = 2**31
 SECONDS_TO_BOOT = 20
 
@@ -97,7 +104,15 @@ class Host:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         namespaces = ["nsenter", "--target", children.split()[0], "--net", "--pid", "--mount", "--uts", "--ipc"]
         settings = [f"{name}={value}" for name, value in (environment or {}).items()]
-        return [*namespaces, "env", "-C", os.getcwd(), *settings, *map(str, command)]
+        # A worker has a thread per core of its host, so the weights would depend on how many workers share a host.
+        one_core = ["taskset", "--cpu-list", str(self.core)]
+        return [*namespaces, *one_core, "env", "-C", os.getcwd(), *settings, *map(str, command)]
+
+    @property
+    def core(self) -> int:
+        """The core on which everything of this host runs; hosts take turns."""
+        cores = sorted(os.sched_getaffinity(0))
+        return cores[int(self.ip.rpartition(".")[2]) % len(cores)]
 
     def processes(self) -> dict[int, str]:
         """Command lines of its processes, by process ID as seen from this machine, without those that keep it up."""
@@ -123,13 +138,6 @@ class Host:
 
         if not wait_until(killed, 20):
             raise RuntimeError(f"processes of {self.name} cannot be killed: {self.processes()}")
-
-    def power_off(self) -> None:
-        # PID 1 is killed together with its parent, and the kernel then kills all processes of the namespace.
-        self.process.kill()
-        self.process.wait()
-        wait_until(lambda: not run("ip", "netns", "pids", self.namespace).split(), 20)
-        run("ip", "netns", "delete", self.namespace)
 
 
 @dataclass
@@ -175,17 +183,18 @@ def network(count: int) -> Iterator[Network]:
         run("ip", "address", "add", f"{made.gateway}/24", "dev", made.bridge)
         run("ip", "link", "set", made.bridge, "up")
         for ip, name in names.items():
-            made.hosts.append(_boot(made, name, ip))
-            afterwards.callback(made.hosts[-1].power_off)
+            made.hosts.append(_boot(made, name, ip, afterwards))
         yield made
 
 
-def _boot(made: Network, name: str, ip: str) -> Host:
+def _boot(made: Network, name: str, ip: str, afterwards: ExitStack) -> Host:
+    """Boot a host; `afterwards` powers it off, also if it does not boot."""
     folder = made.base / name
     folder.mkdir()
     (folder / "init.sh").write_text(INIT.format(name=name, base=made.base, folder=folder))
     link = f"ch{secrets.token_hex(5)}"
     run("ip", "netns", "add", link)
+    afterwards.callback(run, "ip", "netns", "delete", link)
     run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", link)
     run("ip", "link", "set", link, "master", made.bridge, "up")
     run("ip", "-n", link, "address", "add", f"{ip}/24", "dev", "eth0")
@@ -199,6 +208,14 @@ def _boot(made: Network, name: str, ip: str) -> Host:
             stderr=log,
             start_new_session=True,
         )
+    afterwards.callback(_power_off, process, link)
     if not wait_until((folder / "booted").exists, SECONDS_TO_BOOT):
         raise RuntimeError(f"{name} does not boot: {(folder / 'init.log').read_text()}")
     return Host(name, ip, link, folder, process)
+
+
+def _power_off(process: subprocess.Popen[bytes], namespace: str) -> None:
+    # PID 1 is killed together with its parent, and the kernel then kills all processes of the namespace.
+    process.kill()
+    process.wait()
+    wait_until(lambda: not run("ip", "netns", "pids", namespace).split(), 20)

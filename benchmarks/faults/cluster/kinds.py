@@ -7,12 +7,18 @@ from dataclasses import dataclass
 
 from benchmarks.faults.cluster import clock, links, processes, storages
 from benchmarks.faults.cluster.s3_proxy import BROKEN, CUT, THROTTLED
-from benchmarks.faults.cluster.scene import Scene, Undo
+from benchmarks.faults.cluster.scene import Scene
 
 PHASES = ("start", "training", "evaluation", "save", "end")
-# Shorter and longer than all timeouts of the run and of Ray.
-BRIEF_SECONDS, LONG_SECONDS = 4.0, 25.0
+# Shorter and longer than the timeouts of the run and of Ray; on S3, also longer than a run's lease of 30 s.
+BRIEF_SECONDS, LONG_SECONDS, LONG_SECONDS_ON_S3 = 4.0, 25.0, 40.0
+# After these, the command may have been killed with SIGKILL, and cannot say why.
 DRIVER_DIES = ("kill driver", "damaged checkpoint", "truncated checkpoint", "freeze driver")
+# The exit codes of the command after signals to it. The first two save a checkpoint.
+EXIT_CODES = {"SIGTERM to driver": 143, "SIGHUP to driver": 129, "Ctrl-C to driver": 130}
+SAVES = ("SIGTERM to driver", "SIGHUP to driver")
+# Of several faults, these come last: after them, the command ends, and nothing is left for the others to hit.
+ENDS_COMMAND = (*EXIT_CODES, "kill driver", "damaged checkpoint", "truncated checkpoint", "kill controller")
 SIGNALS = {
     "kill": signal.SIGKILL,
     "SIGTERM to": signal.SIGTERM,
@@ -26,15 +32,17 @@ class Kind:
     """A kind of fault.
 
     Attributes:
-        inject: disturbs a run, and returns a function that ends the fault.
+        inject: disturbs a run, and puts what ends the fault on `scene.undo`; raises NotInjected if it hits nothing.
         on_s3: whether the run has to be stored on S3.
         with_clocks: whether the hosts need clocks that can be set.
+        needs_checkpoint: whether there is nothing to hit during the start.
     """
 
     name: str
-    inject: Callable[[Scene], Undo]
+    inject: Callable[[Scene], None]
     on_s3: bool = False
     with_clocks: bool = False
+    needs_checkpoint: bool = False
 
 
 def _all() -> list[Kind]:
@@ -59,8 +67,8 @@ def _all() -> list[Kind]:
         Kind("S3 returns 500", storages.fail_requests(BROKEN), on_s3=True),
         Kind("S3 cuts uploads", storages.fail_requests(CUT, only_writes=True), on_s3=True),
         Kind("S3 returns old listings", storages.answer_old_listings, on_s3=True),
-        Kind("damaged checkpoint", storages.damage_checkpoint(truncate=False)),
-        Kind("truncated checkpoint", storages.damage_checkpoint(truncate=True)),
+        Kind("damaged checkpoint", storages.damage_checkpoint(truncate=False), needs_checkpoint=True),
+        Kind("truncated checkpoint", storages.damage_checkpoint(truncate=True), needs_checkpoint=True),
     ]
     return kinds
 
@@ -97,21 +105,28 @@ class Plan:
         return any(kind.with_clocks for kind in self.kinds)
 
     @property
-    def expects_no_reason(self) -> bool:
-        """Whether the command may end without saying why: it was killed."""
+    def may_kill_driver(self) -> bool:
         return any(kind.name in DRIVER_DIES for kind in self.kinds)
+
+    def random(self, kind: Kind) -> random.Random:
+        """For the choices of a fault, such as its host: independent of the plan, and of the other faults."""
+        return random.Random(f"{self.seed} {kind.name}")
 
 
 def make_plan(seed: int, faults: int, names: Sequence[str], phases: Sequence[str]) -> Plan:
-    """The plan of a round: the kinds in turn, everything else at random."""
+    """The plan of a round: the first kind in turn, everything else at random."""
     rng = random.Random(seed)
     first = names[seed % len(names)]
-    others = rng.sample([name for name in names if name != first], faults - 1)
+    others = rng.sample([name for name in dict.fromkeys(names) if name != first], faults - 1)
+    chosen = [KINDS[name] for name in sorted((first, *others), key=lambda name: name in ENDS_COMMAND)]
+    if any(kind.needs_checkpoint for kind in chosen):
+        phases = [phase for phase in phases if phase != "start"] or phases
+    longest = LONG_SECONDS_ON_S3 if any(kind.on_s3 for kind in chosen) else LONG_SECONDS
     return Plan(
         seed,
-        tuple(KINDS[name] for name in (first, *others)),
+        tuple(chosen),
         phase=rng.choice(list(phases)),
-        seconds=rng.choice((BRIEF_SECONDS, LONG_SECONDS)),
+        seconds=rng.choice((BRIEF_SECONDS, longest)),
         moment=rng.random(),
         gap_seconds=rng.uniform(0, 4),
     )

@@ -5,8 +5,8 @@ import subprocess
 from collections.abc import Callable
 
 from benchmarks.faults.cluster.hosts import Host, run
-from benchmarks.faults.cluster.link_delay import LinkDelay
-from benchmarks.faults.cluster.scene import Scene, Undo
+from benchmarks.faults.cluster.link_delay import delay_link
+from benchmarks.faults.cluster.scene import Scene
 
 RULES = """table inet {name} {{
   chain in {{ type filter hook input priority 0; {input} }}
@@ -24,10 +24,10 @@ def choose_host(scene: Scene) -> Host:
     return host
 
 
-def drop(incoming: bool, outgoing: bool, percent: int = 100) -> Callable[[Scene], Undo]:
+def drop(incoming: bool, outgoing: bool, percent: int = 100) -> Callable[[Scene], None]:
     """A fault: packets to or from a host are lost."""
 
-    def inject(scene: Scene) -> Undo:
+    def inject(scene: Scene) -> None:
         host, name = choose_host(scene), f"chaos{secrets.token_hex(3)}"
         some = "drop;" if percent == 100 else f"numgen random mod 100 < {percent} drop;"
         rules = RULES.format(
@@ -37,25 +37,20 @@ def drop(incoming: bool, outgoing: bool, percent: int = 100) -> Callable[[Scene]
         )
         nft = ["ip", "netns", "exec", host.namespace, "nft"]
         subprocess.run([*nft, "-f", "-"], input=rules, text=True, check=True, capture_output=True)
-        return lambda: run(*nft, "delete", "table", "inet", name)
+        scene.undo.callback(run, *nft, "delete", "table", "inet", name)
 
     return inject
 
 
-def delay(scene: Scene) -> Undo:
+def delay(scene: Scene) -> None:
     """A fault: packets to and from a host arrive late."""
-    return LinkDelay(scene.cluster.network, choose_host(scene), DELAY_SECONDS).stop
+    delay_link(scene.cluster.network, choose_host(scene), DELAY_SECONDS, scene.undo)
 
 
-def slow_down(scene: Scene) -> Undo:
+def slow_down(scene: Scene) -> None:
     """A fault: a host's link has little bandwidth in both directions."""
     host = choose_host(scene)
     ends = (["tc", "-n", host.namespace, "qdisc"], "eth0"), (["tc", "qdisc"], host.link)
     for tc, device in ends:
         run(*tc, "replace", "dev", device, "root", "tbf", "rate", RATE, "burst", "16kb", "latency", "1s")
-
-    def undo() -> None:
-        for tc, device in ends:
-            run(*tc, "delete", "dev", device, "root")
-
-    return undo
+        scene.undo.callback(run, *tc, "delete", "dev", device, "root")

@@ -6,14 +6,7 @@ from contextlib import contextmanager
 
 from benchmarks.faults.cluster.kinds import Plan
 from benchmarks.faults.cluster.s3_proxy import Fault
-from benchmarks.faults.cluster.scene import (
-    STATE_FILE,
-    Scene,
-    checkpoints,
-    epochs_done,
-    newest_step,
-    wait_while_running,
-)
+from benchmarks.faults.cluster.scene import Scene, checkpoints, epochs_done, newest_step, wait_while_running
 from benchmarks.faults.cluster.stage import Reference
 
 # An upload counts as going on for this time after its request.
@@ -26,40 +19,47 @@ def saves_seen(scene: Scene) -> Iterator[Callable[[], bool]]:
     if scene.proxy is None:
         yield lambda: bool(checkpoints(scene.run, is_complete=False))
         return
-    uploads: list[float] = []
-    proxy, before = scene.proxy, scene.proxy.choose
+    # Imports torch, which takes seconds.
+    from vgg_ddp.run.checkpoint import STATE_FILE
 
-    def choose(method: str, path: str) -> Fault | None:
+    uploads: list[float] = []
+
+    def notice(method: str, path: str) -> Fault | None:
         if method in ("PUT", "POST") and STATE_FILE in path:
             uploads.append(time.monotonic())
-        return before(method, path)
+        return None
 
-    proxy.choose = choose
+    scene.proxy.choosers.append(notice)
     try:
         yield lambda: bool(uploads) and time.monotonic() - uploads[-1] < SECONDS_TO_NOTICE
     finally:
-        proxy.choose = before
+        scene.proxy.choosers.remove(notice)
 
 
-def wait_for_phase(scene: Scene, plan: Plan, reference: Reference, saves_now: Callable[[], bool]) -> None:
-    """Wait for the moment at which the first fault comes, or for the command to end."""
+def wait_for_phase(scene: Scene, plan: Plan, reference: Reference, saves_now: Callable[[], bool]) -> bool:
+    """Wait for the moment at which the first fault comes; whether it came before the command's end and the deadline."""
     if plan.phase == "start":
-        sleep(scene, plan.moment * reference.startup_seconds)
-    elif plan.phase == "training":
+        return sleep(scene, plan.moment * reference.startup_seconds)
+    if plan.phase == "training":
         step = 1 + round(plan.moment * reference.total_steps * 2 / 3)
-        wait_while_running(scene, lambda: newest_step(scene.run) >= step)
-    elif plan.phase == "evaluation":
-        wait_while_running(scene, lambda: epochs_done(scene.run)[0] >= 1)
+        return wait_while_running(scene, lambda: newest_step(scene.run) >= step)
+    if plan.phase == "evaluation":
         into = reference.epoch_seconds - (1 - plan.moment) * reference.evaluation_seconds
-        sleep(scene, epochs_done(scene.run)[1] + into - time.time())
-    elif plan.phase == "save":
-        wait_while_running(scene, lambda: newest_step(scene.run) > 0)
-        wait_while_running(scene, saves_now, interval_seconds=0.005)
-    else:
-        wait_while_running(scene, lambda: newest_step(scene.run) >= reference.total_steps)
-        sleep(scene, plan.moment * 2)
+        return _wait_after_epoch(scene, 1, into)
+    if plan.phase == "save":
+        return wait_while_running(scene, lambda: newest_step(scene.run) > 0) and wait_while_running(
+            scene, saves_now, interval_seconds=0.005
+        )
+    return _wait_after_epoch(scene, reference.epochs, plan.moment * reference.end_seconds)
 
 
-def sleep(scene: Scene, seconds: float) -> None:
+def _wait_after_epoch(scene: Scene, number: int, seconds: float) -> bool:
+    if not wait_while_running(scene, lambda: epochs_done(scene.run)[0] >= number):
+        return False
+    return sleep(scene, epochs_done(scene.run)[1] + seconds - time.time())
+
+
+def sleep(scene: Scene, seconds: float) -> bool:
+    """Whether the command still runs after this time, which the deadline limits."""
     until = time.monotonic() + seconds
-    wait_while_running(scene, lambda: time.monotonic() >= until)
+    return wait_while_running(scene, lambda: time.monotonic() >= until)

@@ -26,14 +26,17 @@ SETTINGS = QUICK | {
     "RAY_worker_niceness": "0",
     "RAY_memory_monitor_refresh_ms": "0",
     "OMP_WAIT_POLICY": "passive",
+    # Without this, processes overwrite their environment by their title, and with it the job that they belong to.
+    "SPT_NOENV": "1",
 }
 # What may remain on a host between runs: the processes of Ray itself.
 DAEMONS = (
     *("gcs_server", "/raylet ", "/ray/_private/", "/ray/dashboard/", "/ray/autoscaler/", "ray.util.client.server"),
-    *("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE"),
+    *("ray::DashboardAgent", "ray::RuntimeEnvAgent"),
     # Actors of the cluster, which one run starts for all that follow.
     *("ray::_AutoscalingCoordinatorActor", "ray::TrainStateActor"),
 )
+NO_JOB = b"RAY_JOB_ID=ffffffff"
 COUNT_NODES = """
 import sys, time, ray
 ray.init(address=sys.argv[1], logging_level=40, log_to_driver=False)
@@ -136,14 +139,27 @@ class RayCluster:
         return [
             f"{host.name}: {command[:80]}"
             for host in self.hosts
-            for command in host.processes().values()
-            if not any(part in command for part in DAEMONS)
+            for pid, command in host.processes().items()
+            if not any(part in command for part in DAEMONS) and not is_idle_without_job(pid, command)
         ]
 
     def wait_until_clean(self, limit_seconds: float) -> list[str]:
         """The processes that remain after the time limit."""
         wait_until(lambda: not self.leftovers(), limit_seconds, interval_seconds=0.5)
         return self.leftovers()
+
+
+def is_idle_without_job(pid: int, command: str) -> bool:
+    """Whether a process waits for any job. Those of a run, such as its spare processes, have to end with it."""
+    if "ray::IDLE" not in command:
+        return False
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        # It has exited.
+        return True
+    jobs = [setting for setting in environment if setting.startswith(b"RAY_JOB_ID=")]
+    return all(job == NO_JOB for job in jobs)
 
 
 class HostTraining:

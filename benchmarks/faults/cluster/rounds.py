@@ -1,11 +1,13 @@
 """Rounds on a cluster of hosts: keep the cluster, its storage, and S3 ready, play each plan, and report."""
 
 import os
+import socket
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,16 +18,16 @@ from benchmarks.faults.cluster.ray_cluster import RayCluster
 from benchmarks.faults.cluster.round import ClusterRound, play
 from benchmarks.faults.cluster.s3_proxy import FaultProxy, fault_proxy
 from benchmarks.faults.cluster.stage import RUN, Reference, Stage, train_undisturbed
+from benchmarks.small_data import write_small_data
 from vgg_ddp.run.storage import Folder
 
 # Shorter than the longest faults.
 FLAGS = ("--collective-timeout-seconds", 10, "--max-failures", 10)
 # moto and the proxy would spend most of the time on checkpoints.
 S3_FLAGS = ("--checkpoint-every-seconds", 3)
-SAMPLE = Path(__file__).resolve().parents[3] / "ray_app" / "sample"
 IMAGES = {"train": 240, "test": 400}
 OF_OTHER_CLUSTERS = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-BUCKET, S3_PORT = "chaos", 5999
+BUCKET = "chaos"
 AWS = {
     "AWS_ACCESS_KEY_ID": "chaos",
     "AWS_SECRET_ACCESS_KEY": "chaos",
@@ -48,19 +50,17 @@ def missing_requirement(names: Sequence[str]) -> str:
 
 def make_data(folder: Path) -> Path:
     """A small part of the bundled sample, so that a round takes less than a minute."""
-    import pyarrow.parquet as pq
-
-    folder.mkdir(parents=True)
-    for split, count in IMAGES.items():
-        pq.write_table(pq.read_table(SAMPLE / f"{split}.parquet").slice(0, count), folder / f"{split}.parquet")
-    return folder
+    return write_small_data(folder, lambda split, _: range(IMAGES[split]))
 
 
 @contextmanager
 def s3(address: str) -> Iterator[tuple[FaultProxy, str, str]]:
     """Run moto's server with a bucket, and a proxy in front; yield the proxy, its endpoint, and that of the server."""
-    direct = f"http://127.0.0.1:{S3_PORT}"
-    command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(S3_PORT)]
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    direct = f"http://127.0.0.1:{port}"
+    command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         import boto3
@@ -127,6 +127,8 @@ class Rounds:
         root = Folder.at(storage)
         root.delete(RUN)
         proxy = self._s3[0] if on_s3 and self._s3 else None
+        if proxy:
+            proxy.listings.clear()
         log.unlink(missing_ok=True)
         flags = [*self._flags, *S3_FLAGS] if on_s3 else self._flags
         return Stage(self._cluster, flags, storage, root, proxy, log, self._limit_seconds)
@@ -134,27 +136,27 @@ class Rounds:
 
 def run_rounds(
     plans: Sequence[Plan], count: int, head_cpus: int, flags: list[object], logs: Path, limit_seconds: float
-) -> list[ClusterRound]:
+) -> Generator[ClusterRound, None, None]:
     """Play the plans on a cluster of `count` hosts, and print a line for each round."""
     os.environ.update(AWS)
     for name in OF_OTHER_CLUSTERS:
         os.environ.pop(name, None)
     print(f"{'seed':>5} {'s':>4} {'code':>6} {'lost':>4} {'recovered s':>11}  faults", flush=True)
-    rounds: list[ClusterRound] = []
     with hosts.network(count) as network, Rounds(network, head_cpus, flags, limit_seconds) as stage:
         for plan in plans:
             started = time.monotonic()
             try:
                 result = stage.play(plan, logs)
-            except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            except Exception as error:
+                # Hours of rounds are worth more than this one, which counts as failed.
                 result = ClusterRound(plan.seed, str(plan), plan.phase, "", plan.seconds)
-                result.problems.append(f"the round itself failed: {error}")
-            if not result.passed:
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                result.problems.append(f"the round itself failed: {error!r} ({where.filename}:{where.lineno})")
+            if result.verdict == "FAILED":
                 stage.start_afresh()
             result.total_seconds = time.monotonic() - started
-            rounds.append(result)
             print_round(result)
-    return rounds
+            yield result
 
 
 def print_round(result: ClusterRound) -> None:
@@ -162,18 +164,21 @@ def print_round(result: ClusterRound) -> None:
     what = f"{result.faults} ({result.phase}, {result.seconds:.0f} s; {'; '.join(result.notes)})"
     recovered = "-" if result.recovery_seconds is None else f"{result.recovery_seconds:.1f}"
     numbers = f"{result.total_seconds:4.0f} {codes:>6} {result.lost_steps:>4} {recovered:>11}"
-    print(f"{result.seed:>5} {numbers}  {what}: {'passed' if result.passed else 'FAILED'}", flush=True)
-    for problem in [*result.problems, *["the weights differ"] * (not result.same)]:
-        print(f"{'':>6}{problem}", flush=True)
+    print(f"{result.seed:>5} {numbers}  {what}: {result.verdict}", flush=True)
+    missed = [f"not hit: {miss}" for miss in result.missed]
+    for line in [*result.problems, *["the weights differ"] * (result.same is False), *missed]:
+        print(f"{'':>6}{line}", flush=True)
 
 
 def print_table(rounds: Sequence[ClusterRound]) -> None:
-    """Rounds that passed, lost steps, and seconds to recover, by kind."""
-    print(f"\n{'faults':<44} {'passed':>7} {'lost steps':>10} {'recovered s':>11}")
+    """Rounds that passed, of those that were hit or failed; lost steps, and seconds to recover, by kind."""
+    print(f"\n{'faults':<44} {'passed':>7} {'not hit':>7} {'lost steps, max':>15} {'recovered s, median':>19}")
     for faults in dict.fromkeys(result.faults for result in rounds):
         same = [result for result in rounds if result.faults == faults]
-        passed = sum(result.passed for result in same)
-        recovered = [result.recovery_seconds for result in same if result.recovery_seconds is not None]
+        verdicts = [result.verdict for result in same]
+        judged = [result for result in same if result.verdict != "not hit"]
+        recovered = [result.recovery_seconds for result in judged if result.recovery_seconds is not None]
         median = f"{statistics.median(recovered):.1f}" if recovered else "-"
-        lost = max(result.lost_steps for result in same)
-        print(f"{faults:<44} {passed:>3}/{len(same):<3} {lost:>10} {median:>11}")
+        lost = max((result.lost_steps for result in judged), default=0)
+        counts = f"{verdicts.count('passed'):>3}/{len(judged):<3} {verdicts.count('not hit'):>7}"
+        print(f"{faults:<44} {counts} {lost:>15} {median:>19}")

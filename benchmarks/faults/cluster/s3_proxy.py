@@ -18,6 +18,7 @@ CUT = (0, "the connection is closed in the middle of the request's body")
 OUTDATED = (0, "a listing is answered as the last time; other requests are forwarded")
 STALL_SECONDS = 30.0
 Fault = tuple[int, str]
+Chooser = Callable[[str, str], Fault | None]
 
 
 class FaultProxy:
@@ -25,18 +26,25 @@ class FaultProxy:
 
     Attributes:
         choose: maps a request's method and path to a fault, or to None to forward the request.
+        choosers: more such functions, which are asked first; faults come and go in any order.
         faults: the number of requests that failed.
         ignores_conditions: write objects unconditionally, as old storage does.
     """
 
     def __init__(self) -> None:
-        self.choose: Callable[[str, str], Fault | None] = lambda _method, _path: None
+        self.choose: Chooser = lambda _method, _path: None
+        self.choosers: list[Chooser] = []
         self.faults = 0
         self.ignores_conditions = False
         self.conditional_lock = threading.Lock()
         self.lock = threading.Lock()
         # The newest answer to each listing: status, headers, body.
         self.listings: dict[str, tuple[int, list[tuple[str, str]], bytes]] = {}
+
+    def fault_of(self, method: str, path: str) -> Fault | None:
+        """The fault of a request: the first one that is chosen."""
+        choosers = [*self.choosers, self.choose]
+        return next((fault for choose in choosers if (fault := choose(method, path))), None)
 
 
 class FaultHandler(BaseHTTPRequestHandler):
@@ -49,7 +57,7 @@ class FaultHandler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         with self.proxy.lock:
-            fault = self.proxy.choose(self.command, self.path)
+            fault = self.proxy.fault_of(self.command, self.path)
             self.proxy.faults += fault is not None
         if fault == CUT:
             self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)

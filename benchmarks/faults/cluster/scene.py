@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from benchmarks.faults.cluster.ray_cluster import HostTraining, RayCluster
@@ -10,33 +11,39 @@ from benchmarks.faults.cluster.s3_proxy import FaultProxy
 from vgg_ddp.run.files import METRICS_FILE, STARTUP_FILE, read_metrics, read_progress
 from vgg_ddp.run.storage import Folder, is_checkpoint
 
-# As in vgg_ddp.run.checkpoint, which imports torch.
-STATE_FILE, MANIFEST_FILE, KEEP = "state.pt", "manifest.json", 2
-Undo = Callable[[], object]
+
+class NotInjected(Exception):  # noqa: N818 - the round is neither good nor bad
+    """What a fault should hit was not there."""
 
 
 @dataclass
 class Scene:
-    """A run that is to be disturbed.
+    """A run that is to be disturbed, as one fault sees it.
 
     Attributes:
         run: the run folder, as this machine sees it.
         proxy: in front of S3, for runs that are stored there.
-        seconds: how long the faults last, if they end by themselves.
+        deadline: until when to wait for something, by the monotonic clock.
         notes: what the faults chose.
+        rng: for the choices of this fault.
+        undo: ends this fault.
     """
 
     cluster: RayCluster
     training: HostTraining
     run: Folder
-    rng: random.Random
     proxy: FaultProxy | None
-    seconds: float
+    deadline: float
     notes: list[str] = field(default_factory=list)
+    rng: random.Random = field(default_factory=random.Random)
+    undo: ExitStack = field(default_factory=ExitStack)
 
 
 def checkpoints(run: Folder, is_complete: bool = True) -> list[str]:
     """The names of the complete or of the incomplete checkpoints, in order."""
+    # Imports torch, which takes seconds.
+    from vgg_ddp.run.checkpoint import MANIFEST_FILE
+
     names = filter(is_checkpoint, run.names())
     return [name for name in names if (run / name).exists(MANIFEST_FILE) == is_complete]
 
@@ -67,8 +74,8 @@ def epochs_done(run: Folder) -> tuple[int, float]:
 
 
 def wait_while_running(scene: Scene, is_true: Callable[[], object], interval_seconds: float = 0.05) -> bool:
-    """Whether something becomes true before the command ends."""
-    while scene.training.is_running:
+    """Whether something becomes true before the command ends, and before the deadline."""
+    while scene.training.is_running and time.monotonic() < scene.deadline:
         if is_true():
             return True
         time.sleep(interval_seconds)

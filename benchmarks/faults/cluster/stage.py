@@ -1,6 +1,5 @@
 """Where rounds take place: the cluster, the storage, and the undisturbed run that the others are compared with."""
 
-import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +7,8 @@ from pathlib import Path
 from benchmarks.faults.cluster.ray_cluster import HostTraining, RayCluster
 from benchmarks.faults.cluster.s3_proxy import FaultProxy
 from benchmarks.faults.cluster.scene import (
-    KEEP,
     Scene,
     checkpoints,
-    epochs_done,
     first_step_at,
     newest_step,
     wait_while_running,
@@ -31,14 +28,17 @@ class Reference:
         startup_seconds: from the command to the first step.
         epoch_seconds: from the end of the first epoch to the end of the second.
         evaluation_seconds: how long the evaluation of the second epoch took.
+        end_seconds: from the end of the last epoch to the model.
     """
 
     model: bytes
     files: frozenset[str]
     total_steps: int
+    epochs: int
     startup_seconds: float
     epoch_seconds: float
     evaluation_seconds: float
+    end_seconds: float
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Stage:
         storage: what --storage-path says.
         root: the same folder, as this machine sees it.
         log: the file for the output of the commands.
-        limit_seconds: how long a command may take.
+        limit_seconds: how long a command may take, until it is disturbed, and again afterwards.
     """
 
     cluster: RayCluster
@@ -69,8 +69,15 @@ class Stage:
         where = ("--address", self.cluster.address, "--storage-path", self.storage, "--run-name", RUN)
         return HostTraining(self.cluster, self.log, *self.flags, *where)
 
+    def scene(self, training: HostTraining) -> Scene:
+        """The scene of a command that has just started."""
+        return Scene(self.cluster, training, self.run, self.proxy, time.monotonic() + self.limit_seconds)
+
     def files(self) -> frozenset[str]:
         """The names of all files of the run and next to it, except the newest complete checkpoints."""
+        # Imports torch, which takes seconds.
+        from vgg_ddp.run.checkpoint import KEEP
+
         names = [name for name in self.run.names() if not is_checkpoint(name)]
         names += checkpoints(self.run, is_complete=False) + checkpoints(self.run)[:-KEEP]
         return frozenset([*names, *self.root.names()])
@@ -84,14 +91,14 @@ def train_undisturbed(stage: Stage) -> Reference:
     """
     started = time.time()
     training = stage.train()
-    scene = Scene(stage.cluster, training, stage.run, random.Random(), stage.proxy, 0)
-    wait_while_running(scene, lambda: first_step_at(stage.run))
+    scene = stage.scene(training)
+    has_started = wait_while_running(scene, lambda: first_step_at(stage.run))
     startup_seconds = first_step_at(stage.run) - started
-    ends: list[float] = []
-    for number in (1, 2):
-        wait_while_running(scene, lambda number=number: epochs_done(stage.run)[0] >= number)
-        ends.append(epochs_done(stage.run)[1])
-    if training.process.wait(stage.limit_seconds):
+    wait_while_running(scene, lambda: False)
+    if training.is_running:
+        training.end()
+        raise RuntimeError(f"the undisturbed run does not end: {training.output()[-2000:]}")
+    if training.process.returncode or not has_started:
         raise RuntimeError(f"the undisturbed run failed: {training.output()[-2000:]}")
     rows = read_metrics(stage.run)
     epoch_seconds = rows[1]["time"] - rows[0]["time"]
@@ -99,7 +106,9 @@ def train_undisturbed(stage: Stage) -> Reference:
         stage.run.read(MODEL_FILE),
         stage.files(),
         newest_step(stage.run),
+        len(rows),
         startup_seconds,
         epoch_seconds,
         max(0.1, epoch_seconds - rows[1]["seconds"]),
+        max(0.1, stage.run.changed_ns(MODEL_FILE) / 1e9 - rows[-1]["time"]),
     )

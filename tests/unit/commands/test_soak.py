@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults.soak import Taken, growths
-from benchmarks.faults.soak_growth import THRESHOLDS, judge
+from benchmarks.faults.soak_growth import THRESHOLDS, judge, too_few
 from benchmarks.faults.soak_samples import KEEP_MARK, MARK, MIB, Sampler
 from support.command import wait_until
 
@@ -69,6 +69,15 @@ def test_only_undisturbed_samples_after_the_warm_up_count() -> None:
     taken += [Taken(0.1, minute, True, {"threads": 1.0, "processes": 1.0}) for minute in range(6)]
     (growth,) = growths(taken, warm_up_minutes=24)
     assert (growth.name, growth.first, growth.last, growth.verdict) == ("threads", 90, 90, "flat")
+
+
+def test_soak_without_enough_samples_is_a_problem() -> None:
+    enough, few = judge("threads", HOURS, [90.0] * 240), judge("threads", HOURS[:4], [90.0] * 4)
+    # Some kinds of processes live only for a short time.
+    part = judge("threads, other Ray workers", HOURS[:4], [9.0] * 4)
+    assert too_few([enough, part]) == ""
+    assert too_few([few]) == "too few undisturbed samples to judge: threads"
+    assert too_few([]) == "too few undisturbed samples to judge: everything"
 
 
 def test_samples_count_what_an_orphaned_agent_of_ray_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
