@@ -49,19 +49,19 @@ class Job:
     code: Code = field(default_factory=Code.of_this_process)
 
 
-Ended = Literal["finished", "stopped", "diverged", "refused", "unsaved"]
+OutcomeKind = Literal["finished", "stopped", "diverged", "refused", "unsaved"]
 
 
 class RefusedError(Exception):
     """The run cannot start; the message is one line. Raised on all ranks."""
 
-    kind: Ended = "refused"
+    kind: OutcomeKind = "refused"
 
 
 class TakenOverError(RefusedError):
     """Another command has taken the run over, so this one cannot save it."""
 
-    kind: Ended = "unsaved"
+    kind: OutcomeKind = "unsaved"
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Outcome:
         signal_number: the signal that stopped the run, as far as the driver knows.
     """
 
-    kind: Ended
+    kind: OutcomeKind
     message: str = ""
     step: int = 0
     signal_number: int = signal.SIGTERM

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.faults.cluster.hosts import connect
 from support.command import CLUSTER_SETTINGS, PATIENCE
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -160,11 +161,8 @@ class Container:
         """Create the container's network namespace, with eth0 on the bridge."""
         end = f"{self.namespace}v"
         ip("netns", "add", self.namespace)
-        ip("link", "add", end, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
-        ip("link", "set", end, "master", net.name, "up")
-        ip("-n", self.namespace, "addr", "add", f"{self.address}/24", "dev", "eth0")
-        for device in ("eth0", "lo"):
-            ip("-n", self.namespace, "link", "set", device, "up")
+        connect(self.namespace, end, net.name, self.address)
+        ip("-n", self.namespace, "link", "set", "lo", "up")
 
     def remove(self) -> None:
         """Kill the container and remove its network."""

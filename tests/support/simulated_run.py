@@ -21,7 +21,6 @@ from support.simulated_training import STEPS, WatchedSaver, config_of, train
 from support.simulation import Process, World, wait_for
 from vgg_ddp.flags import UsageError
 from vgg_ddp.run import checkpoint, conditional, lease, lock, notes, saver, storage
-from vgg_ddp.run.checkpoint import KEEP, MANIFEST_FILE, STATE_FILE
 from vgg_ddp.run.files import (
     METRICS_FILE,
     MODEL_FILE,
@@ -30,6 +29,7 @@ from vgg_ddp.run.files import (
 from vgg_ddp.run.lease import LEASE_FILE
 from vgg_ddp.run.lock import ChangedError
 from vgg_ddp.run.runs import Run, open_run, require_writable
+from vgg_ddp.run.storage import KEEP, MANIFEST_FILE, STATE_FILE
 
 RESTARTS = 2
 STEP_CHARACTERS = len("checkpoint_00000000")

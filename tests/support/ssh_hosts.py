@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.faults.cluster.hosts import command_lines, connect
 from support.command import CLUSTER_SETTINGS, ROOT, wait_until
 
 COMMANDS = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync"}
@@ -109,14 +110,7 @@ class Host:
     def processes(self) -> dict[int, str]:
         """Command lines of its processes, by process ID as seen from this machine."""
         listed = subprocess.run(["ip", "netns", "pids", self.namespace], capture_output=True, text=True)
-        found = {}
-        for pid in map(int, listed.stdout.split()):
-            try:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            except OSError:
-                continue
-            found[pid] = command.replace(b"\0", b" ").decode(errors="replace")
-        return found
+        return command_lines(map(int, listed.stdout.split()))
 
     def ray_processes(self) -> list[str]:
         return [command for command in self.processes().values() if "raylet" in command or "gcs_server" in command]
@@ -198,10 +192,7 @@ class Network:
         link = f"v{secrets.token_hex(5)}"
         namespace = f"vgg-{self.folder.name}-{name}"
         _ip(f"netns add {namespace}")
-        _ip(f"link add {link} type veth peer name eth0 netns {namespace}")
-        _ip(f"link set {link} master {self.bridge} up")
-        _ip(f"-n {namespace} address add {ip}/24 dev eth0")
-        _ip(f"-n {namespace} link set eth0 up")
+        connect(namespace, link, self.bridge, ip)
         _ip(f"-n {namespace} route add default via {self.gateway}")
         with (folder / "init.log").open("wb") as log:
             process = subprocess.Popen(

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,6 +73,24 @@ def wait_until(is_true: Callable[[], object], limit_seconds: float, interval_sec
     return True
 
 
+def command_lines(pids: Iterable[int]) -> dict[int, str]:
+    """The command line of each of these processes that still exists; empty for one that is ending."""
+    found = {}
+    for pid in pids:
+        # It may have exited.
+        with suppress(OSError):
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
+def connect(namespace: str, link: str, bridge: str, ip: str) -> None:
+    """Connect a namespace to a bridge by a new cable: `link` is its end on the bridge, eth0 the other one."""
+    run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", namespace)
+    run("ip", "link", "set", link, "master", bridge, "up")
+    run("ip", "-n", namespace, "address", "add", f"{ip}/24", "dev", "eth0")
+    run("ip", "-n", namespace, "link", "set", "eth0", "up")
+
+
 def send_signal(pid: int, number: signal.Signals) -> None:
     """Send a signal to a process that may have ended in the meantime."""
     with suppress(ProcessLookupError):
@@ -116,16 +134,9 @@ class Host:
 
     def processes(self) -> dict[int, str]:
         """Command lines of its processes, by process ID as seen from this machine, without those that keep it up."""
-        found = {}
-        for pid in map(int, run("ip", "netns", "pids", self.namespace).split()):
-            try:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                # It has exited.
-                continue
-            if command and not command.startswith(("unshare ", "bash ", "sleep ", "nsenter ")):
-                found[pid] = command
-        return found
+        own = ("unshare ", "bash ", "sleep ", "nsenter ")
+        found = command_lines(map(int, run("ip", "netns", "pids", self.namespace).split()))
+        return {pid: command for pid, command in found.items() if command and not command.startswith(own)}
 
     def kill_everything(self) -> None:
         """Kill all processes of this host except those that keep it up."""
@@ -195,10 +206,7 @@ def _boot(made: Network, name: str, ip: str, afterwards: ExitStack) -> Host:
     link = f"ch{secrets.token_hex(5)}"
     run("ip", "netns", "add", link)
     afterwards.callback(run, "ip", "netns", "delete", link)
-    run("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", link)
-    run("ip", "link", "set", link, "master", made.bridge, "up")
-    run("ip", "-n", link, "address", "add", f"{ip}/24", "dev", "eth0")
-    run("ip", "-n", link, "link", "set", "eth0", "up")
+    connect(link, link, made.bridge, ip)
     command = ["ip", "netns", "exec", link, "unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
     with (folder / "init.log").open("wb") as log:
         process = subprocess.Popen(

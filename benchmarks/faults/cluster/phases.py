@@ -8,6 +8,7 @@ from benchmarks.faults.cluster.kinds import Plan
 from benchmarks.faults.cluster.s3_proxy import Fault
 from benchmarks.faults.cluster.scene import Scene, checkpoints, epochs_done, newest_step, wait_while_running
 from benchmarks.faults.cluster.stage import Reference
+from vgg_ddp.run.storage import STATE_FILE
 
 # An upload counts as going on for this time after its request.
 SECONDS_TO_NOTICE = 0.05
@@ -19,9 +20,6 @@ def saves_seen(scene: Scene) -> Iterator[Callable[[], bool]]:
     if scene.proxy is None:
         yield lambda: bool(checkpoints(scene.run, is_complete=False))
         return
-    # Imports torch, which takes seconds.
-    from vgg_ddp.run.checkpoint import STATE_FILE
-
     uploads: list[float] = []
 
     def notice(method: str, path: str) -> Fault | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from benchmarks.faults.cluster.ray_cluster import HostTraining, RayCluster
 from benchmarks.faults.cluster.s3_proxy import FaultProxy
 from vgg_ddp.run.files import METRICS_FILE, STARTUP_FILE, read_metrics, read_progress
-from vgg_ddp.run.storage import Folder, is_checkpoint
+from vgg_ddp.run.storage import MANIFEST_FILE, Folder, is_checkpoint
 
 
 class NotInjected(Exception):  # noqa: N818 - the round is neither good nor bad
@@ -41,9 +41,6 @@ class Scene:
 
 def checkpoints(run: Folder, is_complete: bool = True) -> list[str]:
     """The names of the complete or of the incomplete checkpoints, in order."""
-    # Imports torch, which takes seconds.
-    from vgg_ddp.run.checkpoint import MANIFEST_FILE
-
     names = filter(is_checkpoint, run.names())
     return [name for name in names if (run / name).exists(MANIFEST_FILE) == is_complete]
 

@@ -14,7 +14,7 @@ from benchmarks.faults.cluster.scene import (
     wait_while_running,
 )
 from vgg_ddp.run.files import MODEL_FILE, read_metrics
-from vgg_ddp.run.storage import Folder, is_checkpoint
+from vgg_ddp.run.storage import KEEP, Folder, is_checkpoint
 
 RUN = "chaos"
 
@@ -75,9 +75,6 @@ class Stage:
 
     def files(self) -> frozenset[str]:
         """The names of all files of the run and next to it, except the newest complete checkpoints."""
-        # Imports torch, which takes seconds.
-        from vgg_ddp.run.checkpoint import KEEP
-
         names = [name for name in self.run.names() if not is_checkpoint(name)]
         names += checkpoints(self.run, is_complete=False) + checkpoints(self.run)[:-KEEP]
         return frozenset([*names, *self.root.names()])

@@ -9,6 +9,7 @@ from benchmarks.faults.cluster.hosts import SHARED_BYTES, Host, run, wait_until
 from benchmarks.faults.cluster.processes import send
 from benchmarks.faults.cluster.s3_proxy import OUTDATED, Chooser, Fault
 from benchmarks.faults.cluster.scene import NotInjected, Scene, checkpoints
+from vgg_ddp.run.storage import MANIFEST_FILE, STATE_FILE
 
 SECONDS_TO_REMOUNT, SECONDS_TO_END = 10, 90
 # Of the requests; the others succeed.
@@ -84,9 +85,6 @@ def damage_checkpoint(truncate: bool) -> Callable[[Scene], None]:
     """A fault: the driver is killed, and then the newest checkpoint is damaged: a byte changes, or its end is lost."""
 
     def inject(scene: Scene) -> None:
-        # Imports torch, which takes seconds.
-        from vgg_ddp.run.checkpoint import MANIFEST_FILE, STATE_FILE
-
         def damage() -> None:
             scene.cluster.wait_until_clean(SECONDS_TO_END)
             names = checkpoints(scene.run)

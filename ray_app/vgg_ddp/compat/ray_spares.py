@@ -69,7 +69,7 @@ def _start_if_it_fits(workers_here: int) -> None:
         if available_memory_bytes() >= workers_here * MIN_BYTES_PER_WORKER:
             start_spare()
     except Exception as error:
-        # In a thread, whose traceback would be printed. For example, Ray's head may not answer right now.
+        # In a thread, whose traceback would be printed. For example, Ray may not answer right now.
         logger.debug("No spare process was started: %s", error)
 
 
@@ -91,5 +91,3 @@ def start_spare() -> None:
             services.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=TIMEOUT_SECONDS)
     except (ImportError, AttributeError, TypeError, ValueError, KeyError) as error:
         log_fallback(f"{GENERATED}.node_manager_pb2 ({error})", "training continues some seconds later after a failure")
-    except import_module("grpc").RpcError as error:
-        logger.debug("Ray did not start a spare process: %s", error)

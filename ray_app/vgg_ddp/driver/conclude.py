@@ -38,8 +38,7 @@ def conclude(run: Run, outcome: Outcome | Exception) -> RunResult:
         print(f"  run folder         {run.folder}")
         if has_curves:
             print(f"  curves             {run.folder / CURVES_FILE}")
-    is_taken_over = run.folder.lease and run.folder.lease.lost
-    if outcome.kind in ("stopped", "unsaved") and not is_taken_over:
+    if outcome.kind in ("stopped", "unsaved") and not run.folder.lost:
         print(_how_to_resume(run), flush=True)
     return of_outcome(run, outcome, rows)
 
@@ -118,7 +117,7 @@ def _print_summary(rows: list[Row]) -> None:
 
 def _how_to_resume(run: Run) -> str:
     # If the storage fails now, assume that the run was already stored.
-    with suppress(OSError):
+    with suppress(UsageError):
         if not run.was_started():
             return "Training had not started: there is nothing to resume."
     return f"Resume from the newest checkpoint with: {run.resume_command()}"

@@ -17,7 +17,7 @@ from vgg_ddp.run.files import (
     STARTUP_FILE,
     Row,
     has_validation,
-    read_metrics,
+    metrics_from,
     read_progress,
     read_startup,
 )
@@ -105,8 +105,7 @@ class Follower:
         except FileNotFoundError:
             return []
         if content != self._content:
-            # If it is replaced in between, the next poll reads it again.
-            self._rows, self._content = read_metrics(self._run), content
+            self._rows, self._content = metrics_from(self._run, content), content
         return self._rows
 
     def _print_start(self) -> None:

@@ -16,13 +16,10 @@ from typing import Any
 import torch
 
 from vgg_ddp.run.lease import LeaseLostError
-from vgg_ddp.run.storage import Folder, is_checkpoint
+from vgg_ddp.run.storage import KEEP, MANIFEST_FILE, STATE_FILE, Folder, is_checkpoint
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "state.pt"
-MANIFEST_FILE = "manifest.json"
-KEEP = 2
 State = dict[str, Any]
 
 

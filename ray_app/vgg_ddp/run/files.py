@@ -92,6 +92,11 @@ def read_metrics(run: Folder) -> list[Row]:
         content = run.read(METRICS_FILE)
     except FileNotFoundError:
         return []
+    return metrics_from(run, content)
+
+
+def metrics_from(run: Folder, content: bytes) -> list[Row]:
+    """The rows of metrics.csv with this content, as `read_metrics`."""
     rows, damage = parse_metrics(content)
     if damage:
         print_note_once(f"{run / METRICS_FILE} is damaged ({damage}): using what can be read.")

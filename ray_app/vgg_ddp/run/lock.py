@@ -54,7 +54,7 @@ def locked(run: Run) -> Iterator[Run]:
                 try:
                     yield run
                 finally:
-                    if not (run.folder.lease and run.folder.lease.lost):
+                    if not run.folder.lost:
                         with suppress(OSError):
                             os.unlink(path)
 
@@ -68,11 +68,7 @@ def require_unchanged(run: Run) -> None:
     """
     if not torchrun.is_rank_zero():
         return
-    try:
-        has_changed = run.is_finished() if run.exists else run.was_started()
-    except OSError as error:
-        raise UsageError(f"--storage-path {run.config.storage_path} cannot be read: {error}") from error
-    if has_changed:
+    if run.is_finished() if run.exists else run.was_started():
         raise ChangedError
 
 

@@ -3,7 +3,8 @@
 import secrets
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -19,6 +20,19 @@ Settings = TypeVar("Settings", bound=TrainConfig)
 
 # The entry of chosen.json that identifies the images.
 DIGEST = "images"
+
+
+@contextmanager
+def required_to_read(storage_path: str) -> Iterator[None]:
+    """Refuse the command if the storage cannot be read within this context.
+
+    Raises:
+        UsageError: if the storage fails, or if its location or what it holds is invalid.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--storage-path {storage_path} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -40,15 +54,18 @@ class Run:
         # Without its metrics, a run counts as unfinished: the newest checkpoint knows whether it is.
         with noted(f"{self.folder / METRICS_FILE} cannot be read"):
             rows = read_metrics(self.folder)
-        try:
+        with required_to_read(self.config.storage_path):
             is_done = bool(rows) and rows[-1]["epoch"] >= self.config.epochs and self.folder.exists(MODEL_FILE)
             return is_done and self.folder.changed_ns(MODEL_FILE) >= self.folder.changed_ns(METRICS_FILE)
-        except OSError as error:
-            raise UsageError(f"--storage-path {self.config.storage_path} cannot be read: {error}") from error
 
     def was_started(self) -> bool:
-        """Whether there is anything to resume."""
-        return self.folder.exists(CONFIG_FILE)
+        """Whether there is anything to resume.
+
+        Raises:
+            UsageError: if that cannot be found out.
+        """
+        with required_to_read(self.config.storage_path):
+            return self.folder.exists(CONFIG_FILE)
 
     def has_checkpoint(self) -> bool:
         return self.exists and any(map(is_checkpoint, self.folder.names()))
@@ -90,12 +107,10 @@ def open_run(config: TrainConfig, arguments: Sequence[str]) -> Run:
     """
     config = with_absolute_paths(config)
     name = config.resume or config.run_name or new_name("vgg11")
-    try:
+    with required_to_read(config.storage_path):
         folder = Folder.at(config.storage_path) / name
         saved = read_config(folder)
         is_sweep = folder.exists(SWEEP_FILE)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--storage-path {config.storage_path} cannot be read: {error}") from error
     if is_sweep and config.resume:
         raise UsageError(f"--resume {name}: {name} is a sweep; resume it with tune.py.")
     if is_sweep:

@@ -45,7 +45,7 @@ class Saver:
 
         A restart would use the same storage, so the run must end.
         """
-        return (self._run.lease and self._run.lease.lost) or self._failure
+        return self._run.lost or self._failure
 
     def write_reliably(self, write: Callable[[], None]) -> None:
         """Write a file that the run requires: retry, and set `failure` if the last attempt fails."""

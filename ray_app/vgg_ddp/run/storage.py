@@ -20,6 +20,10 @@ READ_RETRY_DELAYS = (0.5, 2.0, 5.0)
 # The errors of os.link on a filesystem without hard links, such as FAT.
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
+# The files of a checkpoint, and how many checkpoints a run keeps. Not in checkpoint.py, which imports torch.
+STATE_FILE, MANIFEST_FILE = "state.pt", "manifest.json"
+KEEP = 2
+
 # On a disk, next to the file that is being written.
 TEMPORARY_FILE = re.compile(r".+\.[0-9a-f]{8}\.tmp")
 
@@ -105,6 +109,11 @@ class Folder:
     def _read(self, name: str) -> bytes:
         with self.filesystem.open_input_file((self / name).path) as file:
             return bytes(file.read())
+
+    @property
+    def lost(self) -> str | None:
+        """Why this process may not write to the folder anymore; None while it may."""
+        return self.lease.lost if self.lease else None
 
     def require_lease(self) -> None:
         """Make sure that this process may write to the folder now; each method that does so calls it.

@@ -17,9 +17,10 @@ from vgg_ddp.flags import UsageError
 from vgg_ddp.machine import torchrun
 from vgg_ddp.machine.environment import check_ray_settings
 from vgg_ddp.observe.mlflow import require_mlflow
-from vgg_ddp.run.lease import Lease, LeaseLostError
+from vgg_ddp.run.lease import LeaseLostError
 from vgg_ddp.run.lock import locked
 from vgg_ddp.run.runs import require_writable
+from vgg_ddp.run.storage import Folder
 from vgg_ddp.sweep.conclude import conclude
 from vgg_ddp.sweep.config import SweepConfig
 from vgg_ddp.sweep.sweeps import Sweep, open_sweep
@@ -100,7 +101,7 @@ def _run_on_ray(sweep: Sweep, trials: Trials, table: Table) -> int:
             settings = replace(settings, data=str(SAMPLE_FOLDER))
         call_until_signal(
             lambda stopping: run_trials(sweep, settings, trials, Progress(trials, table, stopping), at_once),
-            sweep.folder.lease,
+            sweep.folder,
         )
     except InterruptedRunError as error:
         print(f"\nStopped by {error}. Resume with: {sweep.resume_command()}", flush=True)
@@ -113,11 +114,11 @@ def _run_on_ray(sweep: Sweep, trials: Trials, table: Table) -> int:
     return conclude(sweep, trials, table)
 
 
-def call_until_signal(call: Callable[[threading.Event], object], lease: Lease | None) -> None:
+def call_until_signal(call: Callable[[threading.Event], object], folder: Folder) -> None:
     """Call a function in another thread and wait for it, keeping this thread free for signals.
 
-    On a signal, or if the lease is lost, the event that the function gets is set, and it has `SECONDS_TO_STOP` to
-    return. It must not use Ray after this function has returned.
+    On a signal, or if the lease on the folder is lost, the event that the function gets is set, and it has
+    `SECONDS_TO_STOP` to return. It must not use Ray after this function has returned.
 
     Raises:
         InterruptedRunError: on Ctrl-C, SIGTERM, and, without nohup, SIGHUP.
@@ -128,13 +129,13 @@ def call_until_signal(call: Callable[[threading.Event], object], lease: Lease | 
     stopping = threading.Event()
     with SignalWatch(signal.SIGINT, *stop_signals()) as watch:
         future = in_background(lambda: call(stopping))
-        while not wait([future], 0.1).done and not watch.received and not (lease and lease.lost):
+        while not wait([future], 0.1).done and not watch.received and not folder.lost:
             pass
-    if watch.received or (lease and lease.lost):
+    if watch.received or folder.lost:
         stopping.set()
         wait([future], SECONDS_TO_STOP)
     if watch.received:
         raise InterruptedRunError(watch.received[0])
-    if lease and lease.lost:
-        raise LeaseLostError(lease.lost)
+    if folder.lost:
+        raise LeaseLostError(folder.lost)
     future.result()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from vgg_ddp.config import TrainConfig
 from vgg_ddp.flags import UsageError, parse_flags
 from vgg_ddp.run.files import CONFIG_FILE, SWEEP_FILE
-from vgg_ddp.run.runs import Run, keep_choices, new_name, resume_command, with_absolute_paths
+from vgg_ddp.run.runs import Run, keep_choices, new_name, required_to_read, resume_command, with_absolute_paths
 from vgg_ddp.run.storage import Folder, absolute
 from vgg_ddp.search_space import Choice, Parameter, corners, draw_points, name_of, parse_space
 from vgg_ddp.sweep.config import PROGRAM, SweepConfig
@@ -115,11 +115,9 @@ def _find_folder(config: SweepConfig, name: str) -> tuple[Folder, bool]:
     Raises:
         UsageError: if this cannot be known.
     """
-    try:
+    with required_to_read(config.storage_path):
         folder = Folder.at(config.storage_path) / name
         return folder, folder.exists(CONFIG_FILE)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--storage-path {config.storage_path} cannot be read: {error}") from error
 
 
 def _read_settings(folder: Folder) -> SweepConfig | None:

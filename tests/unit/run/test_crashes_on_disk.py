@@ -13,9 +13,10 @@ from support.simulated_training import STEPS, WatchedSaver, config_of, train
 from support.simulation import Killed
 from vgg_ddp.flags import UsageError
 from vgg_ddp.run import lock, storage
-from vgg_ddp.run.checkpoint import KEEP, list_names
+from vgg_ddp.run.checkpoint import list_names
 from vgg_ddp.run.lock import locked
 from vgg_ddp.run.runs import open_run, require_writable
+from vgg_ddp.run.storage import KEEP
 
 CHANGES = ("makedirs", "replace", "link", "unlink", "fsync")
 

@@ -4,22 +4,18 @@ Storage, processes, and the clock are simulated (`support/simulated_run.py`); th
 `PROTOCOL_EXAMPLES=5000 pytest tests/unit/run/test_protocol.py` explores more interleavings, others each time.
 """
 
-import os
 from contextlib import ExitStack
 from itertools import count, cycle
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from support.exploration import STEP, exploration
 from support.simulated_run import Runs, simulated_runs
 from support.simulated_s3 import FAULTS
-from vgg_ddp.run.checkpoint import MANIFEST_FILE, STATE_FILE
+from vgg_ddp.run.storage import MANIFEST_FILE, STATE_FILE
 
-EXAMPLES = os.environ.get("PROTOCOL_EXAMPLES")
-# The moments at which a command is frozen: each, or every other.
-STEP = 1 if EXAMPLES else 2
 # How far a request is when its process is interrupted: not sent, not carried out, or not answered.
 PHASES = ("begun", "sent", "done")
 WHO = {"command": slice(None), "driver": slice(1), "worker": slice(1, None)}
@@ -209,12 +205,4 @@ class Protocol(RuleBasedStateMachine):
 
 
 TestProtocol = Protocol.TestCase
-TestProtocol.settings = settings(
-    max_examples=int(EXAMPLES or 150),
-    stateful_step_count=15,
-    derandomize=not EXAMPLES,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    print_blob=False,
-)
+TestProtocol.settings = exploration(examples=150, steps=15)

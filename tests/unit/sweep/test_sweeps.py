@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -205,5 +206,5 @@ def test_sweep_that_another_command_continues_is_stopped(tmp_path: Path) -> None
         stopped.append(stopping.wait(30))
 
     with pytest.raises(LeaseLostError, match="another command has taken over"):
-        call_until_signal(run_trials, lease)
+        call_until_signal(run_trials, replace(Folder.at(str(tmp_path)), lease=lease))
     assert stopped == [True]

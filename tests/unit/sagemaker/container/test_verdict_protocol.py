@@ -5,22 +5,18 @@ The hosts are simulated (`support/simulated_hosts.py`); the code that decides is
 time.
 """
 
-import os
 from contextlib import ExitStack
 from itertools import count, cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
+from support.exploration import STEP, exploration
 from support.simulated_hosts import SimulatedJob, simulated_job
 
-EXAMPLES = os.environ.get("PROTOCOL_EXAMPLES")
-# The moments at which a host is killed: each, or every other.
-STEP = 1 if EXAMPLES else 2
 HOSTS = st.integers(0, 2)
 
 
@@ -107,12 +103,4 @@ class Verdicts(RuleBasedStateMachine):
 
 
 TestVerdicts = Verdicts.TestCase
-TestVerdicts.settings = settings(
-    max_examples=int(EXAMPLES or 300),
-    stateful_step_count=12,
-    derandomize=not EXAMPLES,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-    print_blob=False,
-)
+TestVerdicts.settings = exploration(examples=300, steps=12)
