@@ -21,8 +21,8 @@ runs on the first one, the workers on the others. Each round injects --faults fa
 storage, during the start, the training, the evaluation, the save, or the end (--phases). Dead nodes are replaced, and a
 run that ended is resumed once the fault is over. What a round does depends only on its seed, --kinds, --phases,
 --faults, and --hosts: with the same, --seed 17 --rounds 1 repeats it. Rounds whose fault came too late, or found
-nothing to hit, count separately. Needs root, iproute2, nftables, and faketime; moto for the kinds with S3. Exit code 1
-if a round fails:
+nothing to hit, count separately. Needs root, iproute2, and nftables; cc for the kinds with clocks, moto for those with
+S3. Exit code 1 if a round fails:
 
     it did not end in time, or ended without saying why, or could not be resumed
     its model.safetensors differs in any byte

@@ -1,27 +1,23 @@
 """Faults of a host's clock: it jumps, for the processes of Ray and of the run.
 
-The clock of a namespace cannot be set; libfaketime, which is loaded into the processes, changes what they read.
+The clock of a namespace cannot be set; a library, which is loaded into the processes, changes the time that they read.
 """
 
-import glob
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.faults.cluster.links import choose_host
 from benchmarks.faults.cluster.scene import Scene
 
-LIBRARY = "/usr/lib/*/faketime/libfaketimeMT.so.1"
+SOURCE = Path(__file__).with_name("clock.c")
 STEP_SECONDS = 3600
-# Python runs this file at start. Since 3.11, its `sleep` waits until a time of the monotonic clock, which libfaketime
-# 0.9.10 refuses as invalid.
-SLEEP = """
-import select, time
-time.sleep = lambda seconds: select.select([], [], [], seconds) and None
-"""
 
 
 def is_available() -> bool:
-    return bool(glob.glob(LIBRARY))
+    """Whether this machine has a C compiler."""
+    return shutil.which("cc") is not None
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -29,25 +25,25 @@ def environment(folder: Path) -> dict[str, str]:
 
     At first, the clock is right.
     """
-    (folder / "clock").write_text("+0\n")
-    (folder / "sitecustomize.py").write_text(SLEEP)
-    return {
-        "PYTHONPATH": str(folder),
-        "LD_PRELOAD": glob.glob(LIBRARY)[0],
-        "FAKETIME_TIMESTAMP_FILE": str(folder / "clock"),
-        "FAKETIME_CACHE_DURATION": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        # Files have the times of the storage.
-        "NO_FAKE_STAT": "1",
-    }
+    library = folder / "libclock.so"
+    if not library.exists():
+        subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", library, SOURCE], check=True)
+    _shift(folder, 0)
+    return {"LD_PRELOAD": str(library), "CLOCK_OFFSET_FILE": str(folder / "clock")}
 
 
 def step(seconds: int) -> Callable[[Scene], None]:
     """A fault: the clock of a host jumps by this many seconds, and stays so until the fault ends."""
 
     def inject(scene: Scene) -> None:
-        clock = choose_host(scene).folder / "clock"
-        scene.undo.callback(clock.write_text, "+0\n")
-        clock.write_text(f"{seconds:+d}\n")
+        folder = choose_host(scene).folder
+        scene.undo.callback(_shift, folder, 0)
+        _shift(folder, seconds)
 
     return inject
+
+
+def _shift(folder: Path, seconds: int) -> None:
+    # In place, since the processes have mapped the file.
+    with open(folder / "clock", "r+b" if (folder / "clock").exists() else "wb") as file:
+        file.write(seconds.to_bytes(8, "little", signed=True))

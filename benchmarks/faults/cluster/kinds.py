@@ -19,6 +19,7 @@ EXIT_CODES = {"SIGTERM to driver": 143, "SIGHUP to driver": 129, "Ctrl-C to driv
 SAVES = ("SIGTERM to driver", "SIGHUP to driver")
 # Of several faults, these come last: after them, the command ends, and nothing is left for the others to hit.
 ENDS_COMMAND = (*EXIT_CODES, "kill driver", "damaged checkpoint", "truncated checkpoint", "kill controller")
+OLD_LISTINGS = "S3 returns old listings"
 SIGNALS = {
     "kill": signal.SIGKILL,
     "SIGTERM to": signal.SIGTERM,
@@ -66,7 +67,7 @@ def _all() -> list[Kind]:
         Kind("S3 throttles", storages.fail_requests(THROTTLED), on_s3=True),
         Kind("S3 returns 500", storages.fail_requests(BROKEN), on_s3=True),
         Kind("S3 cuts uploads", storages.fail_requests(CUT, only_writes=True), on_s3=True),
-        Kind("S3 returns old listings", storages.answer_old_listings, on_s3=True),
+        Kind(OLD_LISTINGS, storages.answer_old_listings, on_s3=True),
         Kind("damaged checkpoint", storages.damage_checkpoint(truncate=False), needs_checkpoint=True),
         Kind("truncated checkpoint", storages.damage_checkpoint(truncate=True), needs_checkpoint=True),
     ]
@@ -103,6 +104,10 @@ class Plan:
     @property
     def with_clocks(self) -> bool:
         return any(kind.with_clocks for kind in self.kinds)
+
+    @property
+    def has_old_listings(self) -> bool:
+        return any(kind.name == OLD_LISTINGS for kind in self.kinds)
 
     @property
     def may_kill_driver(self) -> bool:

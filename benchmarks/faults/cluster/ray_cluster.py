@@ -77,13 +77,25 @@ class RayCluster:
         own = {"HOME": str(host.folder), "RAY_TMPDIR": str(self.network.base / "ray")}
         return SETTINGS | own | self.environment | self.extra.get(host.name, {})
 
-    def start(self) -> None:
-        """End whatever runs on the hosts, and start Ray on all of them."""
-        for host in self.hosts:
-            host.kill_everything()
-        for host in self.hosts:
-            self.start_node(host)
-        self.wait_for_nodes()
+    def start(self, attempts: int = 3) -> None:
+        """End whatever runs on the hosts, and start Ray on all of them.
+
+        Tries several times: `ray start` gives up after 30 s, which a busy machine may need.
+
+        Raises:
+            RuntimeError: if the last attempt fails.
+        """
+        for left in reversed(range(attempts)):
+            try:
+                for host in self.hosts:
+                    host.kill_everything()
+                for host in self.hosts:
+                    self.start_node(host)
+                self.wait_for_nodes()
+                return
+            except RuntimeError:
+                if not left:
+                    raise
 
     def start_node(self, host: Host) -> None:
         """Start Ray on a host, and wait until the command has ended."""
@@ -143,10 +155,17 @@ class RayCluster:
             if not any(part in command for part in DAEMONS) and not is_idle_without_job(pid, command)
         ]
 
-    def wait_until_clean(self, limit_seconds: float) -> list[str]:
-        """The processes that remain after the time limit."""
-        wait_until(lambda: not self.leftovers(), limit_seconds, interval_seconds=0.5)
-        return self.leftovers()
+    def wait_until_clean(self, limit_seconds: float, may_idle: bool = False) -> list[str]:
+        """The processes that remain after the time limit.
+
+        With `may_idle`, without the idle ones of Ray: it ends them by the time of day, so later if the clock goes back.
+        """
+
+        def remaining() -> list[str]:
+            return [process for process in self.leftovers() if not (may_idle and "ray::IDLE" in process)]
+
+        wait_until(lambda: not remaining(), limit_seconds, interval_seconds=0.5)
+        return remaining()
 
 
 def is_idle_without_job(pid: int, command: str) -> bool:

@@ -11,7 +11,8 @@ REASONS = ("error: ", "--resume ", "nothing to resume", "Failed to connect to GC
 # Lines at the end of the output that should contain the reason.
 LAST_LINES = 15
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
-RESUMED, FINISHED = r"Resumed at step (\d+)", "already finished"
+RESUMED, ALREADY_FINISHED = r"Resumed at step (\d+)", "already finished"
+RESTARTED, FINISHED = r"restart \d+ of at most", "\nFinished "
 
 
 def problems_of_end(plan: Plan, code: int, output: str, is_undisturbed: bool) -> list[str]:
@@ -41,10 +42,17 @@ def problems_of_end(plan: Plan, code: int, output: str, is_undisturbed: bool) ->
 
 
 def resumed_steps(outputs: Sequence[str]) -> list[int]:
-    """The steps at which workers resumed: in the disturbed command after the fault, and in the one that resumed."""
+    """The steps at which workers resumed: in the disturbed command after the fault, and in the one that resumed.
+
+    0 if they started from scratch.
+    """
     steps = [int(step) for output in outputs for step in re.findall(RESUMED, output)]
-    if len(outputs) > 1 and not re.search(RESUMED, outputs[-1]) and FINISHED not in outputs[-1]:
+    if len(outputs) > 1 and not re.search(RESUMED, outputs[-1]) and ALREADY_FINISHED not in outputs[-1]:
         steps.append(0)
+    for output in outputs:
+        _, *after_restarts = re.split(RESTARTED, output)
+        if after_restarts and FINISHED in after_restarts[-1] and not re.search(RESUMED, after_restarts[-1]):
+            steps.append(0)
     return steps
 
 

@@ -111,6 +111,10 @@ def test_all_resumptions_count() -> None:
     assert not problems_of_steps(plan_of("damaged checkpoint"), [10], [10, 20], 23)
     assert resumed_steps(["Resumed at step 20", "epoch 1/3"]) == [20, 0]
     assert resumed_steps(["", "Run chaos is already finished: there is nothing to train."]) == []
+    assert resumed_steps(["restart 1 of at most 10\nepoch 1/3\n\nFinished chaos"]) == [0]
+    assert resumed_steps(["restart 1 of at most 10\nResumed at step 20\n\nFinished chaos"]) == [20]
+    # Its workers failed before they resumed.
+    assert resumed_steps(["restart 1 of at most 1\nerror: training failed"]) == []
 
 
 def test_signals_that_save_lose_no_step() -> None:
