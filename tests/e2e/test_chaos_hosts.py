@@ -1,4 +1,4 @@
-"""The chaos command on a cluster of hosts: one round without a node, one with a lost link."""
+"""The chaos command on a cluster of hosts: a round each with faults of processes, a link, the disk, a checkpoint."""
 
 import json
 import os
@@ -11,9 +11,9 @@ import pytest
 from benchmarks.faults.cluster.rounds import missing_requirement
 from support.command import PATIENCE, ROOT
 
-# With these seeds, the faults are brief, and hit these hosts; without the head's node, the command would end.
-KINDS, FIRST_SEED = ("kill raylet", "partition, outgoing"), 104
-EXPECTED_NOTES = (["host2"], ["host1"])
+# With these seeds, the faults are brief, and the killed raylet is not the head's, without which the command would end.
+KINDS = ("kill worker", "kill raylet", "partition, outgoing", "damaged checkpoint", "full disk")
+FIRST_SEED = 1075
 SECONDS_TO_CLEAN_UP = 120
 
 
@@ -22,19 +22,18 @@ def test_runs_on_hosts_survive_faults_with_the_same_weights(tmp_path: Path) -> N
     if problem := missing_requirement(KINDS):
         pytest.skip(problem)
     command = [sys.executable, "-m", "benchmarks.faults.chaos", "--hosts", "3", "--phases", "training", "save"]
-    command += ["--seed", str(FIRST_SEED), "--rounds", "2", "--kinds", *KINDS, "--json", str(tmp_path / "rounds.json")]
+    command += ["--seed", str(FIRST_SEED), "--rounds", str(len(KINDS)), "--kinds", *KINDS]
+    command += ["--json", str(tmp_path / "rounds.json")]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'ray_app'}"}
     log = tmp_path / "log"
     with log.open("w") as output:
         chaos = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
         try:
-            exit_code = chaos.wait(2 * PATIENCE)
+            exit_code = chaos.wait(3 * PATIENCE)
         finally:
             # Killed at once, it would leave its hosts running. After its end, this does nothing.
             chaos.terminate()
             chaos.wait(SECONDS_TO_CLEAN_UP)
     assert exit_code == 0, log.read_text()
     rounds = json.loads((tmp_path / "rounds.json").read_text())["rounds"]
-    assert [(result["faults"], result["notes"], result["exit_codes"], result["verdict"]) for result in rounds] == [
-        (kind, notes, [0], "passed") for kind, notes in zip(KINDS, EXPECTED_NOTES, strict=True)
-    ]
+    assert [(result["faults"], result["verdict"]) for result in rounds] == [(kind, "passed") for kind in KINDS]

@@ -65,11 +65,12 @@ def train(
     """
     job = Job(run.config, None, run.folder, use_gpu=False, is_local=True, code=CODE)  # type: ignore[arg-type]
     try:
-        folder, _, newest = agree_on_start(job, torch.device("cpu"))
+        start = agree_on_start(job, torch.device("cpu"))
     except RefusedError as refusal:
         return str(refusal)
-    resume(newest)
-    step = checkpoint.read(folder, newest)["step"] if newest else 0
+    folder = start.run
+    resume(start.newest)
+    step = start.state["step"] if start.state else 0
     saver = make_saver(folder)
     saver.write_reliably(lambda: write_config(folder, run.config.to_dict()))
     rows = [_row(number) for number in range(1, step + 1)]

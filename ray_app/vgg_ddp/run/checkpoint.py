@@ -135,6 +135,20 @@ def read_newest(run: Folder) -> tuple[str, State] | None:
     return None
 
 
+def peek_newest(run: Folder) -> dict[str, State]:
+    """The state of the newest intact checkpoint, by its name; empty if there is none, or if it cannot be read now.
+
+    Changes nothing, unlike `read_newest`, which another process may be calling.
+    """
+    try:
+        for name in list_names(run):
+            with contextlib.suppress(DamagedCheckpointError):
+                return {name: read(run, name)}
+    except OSError as error:
+        logger.debug("The newest checkpoint cannot be read yet: %s", error)
+    return {}
+
+
 def delete_leftovers(run: Folder) -> None:
     """Delete what an earlier command had no time to delete, if possible.
 

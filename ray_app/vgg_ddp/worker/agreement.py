@@ -2,9 +2,11 @@
 
 import logging
 import os
+from dataclasses import dataclass
 
 import ray.util
 import torch
+import torch.distributed as dist
 
 from vgg_ddp.job import Inputs, Job, RefusedError, TakenOverError
 from vgg_ddp.machine.code import Code
@@ -63,19 +65,43 @@ def require_same_images_and_storage(job: Job, inputs: Inputs) -> None:
         )
 
 
-def agree_on_start(job: Job, device: torch.device) -> tuple[Folder, str, str | None]:
+@dataclass(frozen=True)
+class Start:
+    """How a run starts.
+
+    Attributes:
+        newest: name of the checkpoint to resume from; None if there is none.
+        state: its content; None if this rank has yet to read it.
+    """
+
+    run: Folder
+    precision: str
+    newest: str | None
+    state: checkpoint.State | None
+
+
+def agree_on_start(job: Job, device: torch.device) -> Start:
     """Rank 0's decisions for all ranks: the run folder, the precision, and the checkpoint to resume from. A collective.
 
     Raises:
         TakenOverError: on all ranks, if another command has taken the run over.
     """
-    start = from_rank_zero(lambda: _decide_start(job, device))
+    assert job.run is not None
+    read: dict[str, checkpoint.State] = {}
+    if dist.is_initialized() and dist.get_rank() > 0:
+        # While rank 0 reads it, too, rather than afterwards.
+        read |= checkpoint.peek_newest(job.run)
+    start = from_rank_zero(lambda: _decide_start(job, device, read))
     if isinstance(start, LeaseLostError):
         raise TakenOverError(str(start))
-    return start
+    run, precision, newest = start
+    return Start(run, precision, newest, read.get(newest) if newest else None)
 
 
-def _decide_start(job: Job, device: torch.device) -> tuple[Folder, str, str | None] | LeaseLostError:
+def _decide_start(
+    job: Job, device: torch.device, read: dict[str, checkpoint.State]
+) -> tuple[Folder, str, str | None] | LeaseLostError:
+    """The run folder, the precision, and the name of the newest checkpoint, whose state is added to `read`."""
     assert job.run is not None
     try:
         if job.run.lease:
@@ -88,4 +114,5 @@ def _decide_start(job: Job, device: torch.device) -> tuple[Folder, str, str | No
         return job.run, choose_precision(job.config.precision, device), None
     # A resumed run keeps its precision, even on another kind of machine.
     name, state = newest
+    read[name] = state
     return job.run, state["precision"], name

@@ -34,7 +34,7 @@ from vgg_ddp.run.chosen import CHOSEN_FILE, write_chosen
 from vgg_ddp.run.files import write_config
 from vgg_ddp.run.notes import print_note
 from vgg_ddp.run.saver import Saver
-from vgg_ddp.worker.agreement import agree_on_start, require_same_code, require_same_images_and_storage
+from vgg_ddp.worker.agreement import Start, agree_on_start, require_same_code, require_same_images_and_storage
 from vgg_ddp.worker.ddp import SYNC_BUFFERS, from_all_ranks, warm_up_reducer
 from vgg_ddp.worker.decisions import Control
 from vgg_ddp.worker.hangs import HangMonitor
@@ -61,25 +61,25 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
     require_same_code(job.code)
     inputs: Inputs = ray.get(job.inputs) if isinstance(job.inputs, ray.ObjectRef) else job.inputs
     require_same_images_and_storage(job, inputs)
-    run, precision, newest = agree_on_start(job, device)
-    _require_resumable(job, inputs, precision, newest)
+    start = agree_on_start(job, device)
+    _require_resumable(job, inputs, start)
     dataset, recipe = inputs.dataset, config.chosen_recipe()
 
     on_one_machine = world_size == context.get_local_world_size()
     share_muon = _shares_muon(device, world_size, on_one_machine)
     model = prepare_model(config, recipe, inputs, world_size)
-    ddp_model, state = _start_state(model, config, recipe, device, DTYPES[precision], share_muon)
-    feed, saver = _make_feed(inputs, config, rank, world_size, device), Saver(run, rank)
+    ddp_model, state = _start_state(model, config, recipe, device, DTYPES[start.precision], share_muon)
+    feed, saver = _make_feed(inputs, config, rank, world_size, device), Saver(start.run, rank)
     steps_per_epoch = dataset.num_train // config.global_batch
     monitor = HangMonitor(config.collective_timeout_seconds)
     worker = Worker(
         config,
         recipe,
-        run,
+        start.run,
         rank,
         world_size,
         device,
-        precision,
+        start.precision,
         ddp_model,
         feed,
         mean=torch.tensor(dataset.mean, device=device),
@@ -92,14 +92,14 @@ def set_up(job: Job) -> tuple[Worker, TrainState]:
         schedule=Schedule(recipe, state.optimizers.peak_lrs, config.epochs * steps_per_epoch, device),
         control=_make_control(job, rank, device, saver, feed, monitor.arrive),
         saver=saver,
-        telemetry=Telemetry(run, saver, rank, device, model, not job.is_local, config.profile),
+        telemetry=Telemetry(start.run, saver, rank, device, model, not job.is_local, config.profile),
         monitor=monitor,
         graphed=_uses_graphs(config, model, feed, on_one_machine and not share_muon),
         callbacks=job.callbacks,
     )
     phases["model built"] = time.time()
-    if newest:
-        _resume(worker, state, newest)
+    if start.newest:
+        _resume(worker, state, start.newest, start.state or checkpoint.read(start.run, start.newest))
     worker.telemetry.phases = phases
     if rank == 0 and not saver.failure:
         _record_settings(worker, type(model).__name__)
@@ -252,8 +252,7 @@ def _record_settings(worker: Worker, model: str) -> None:
     worker.saver.write_newest(CHOSEN_FILE, lambda: write_chosen(run, chosen))
 
 
-def _resume(worker: Worker, state: TrainState, name: str) -> None:
-    saved = checkpoint.read(worker.run, name)
+def _resume(worker: Worker, state: TrainState, name: str, saved: checkpoint.State) -> None:
     # Checkpoints of older versions have no digest.
     if worker.fingerprint | saved["fingerprint"] != worker.fingerprint:
         raise RefusedError(f"{worker.run} was trained on other images: use the --data that it was started with.")
@@ -265,11 +264,11 @@ def _resume(worker: Worker, state: TrainState, name: str) -> None:
         print(f"Resumed at step {state.step} from {name}, {worker.world_size} worker(s)", flush=True)
 
 
-def _require_resumable(job: Job, inputs: Inputs, precision: str, newest: str | None) -> None:
+def _require_resumable(job: Job, inputs: Inputs, start: Start) -> None:
     config = job.config
-    if newest and config.precision not in ("auto", precision):
-        raise RefusedError(f"--precision {config.precision}: this run uses {precision}; omit the flag to resume.")
-    if config.init_from and not (newest or inputs.pretrained):
+    if start.newest and config.precision not in ("auto", start.precision):
+        raise RefusedError(f"--precision {config.precision}: this run uses {start.precision}; omit the flag to resume.")
+    if config.init_from and not (start.newest or inputs.pretrained):
         raise RefusedError(
             f"no checkpoint of {config.run_name or 'the run'} is complete: start a new run with another --run-name."
         )

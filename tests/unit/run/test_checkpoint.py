@@ -134,6 +134,24 @@ def test_damaged_checkpoint_falls_back_to_the_previous_one(run: Folder, caplog: 
     assert f"checkpoint {damaged} is damaged" in caplog.text
 
 
+def test_peek_finds_the_newest_intact_checkpoint_and_changes_nothing(run: Folder) -> None:
+    whole, damaged = save(run, 1), save(run, 2)
+    file_of(run, damaged, "state.pt").write_bytes(b"cut")
+    found = checkpoint.peek_newest(run)
+    assert list(found) == [whole]
+    assert_same(found[whole], make_state(1))
+    assert run.names() == [whole, damaged]
+
+
+def test_peek_finds_nothing_if_the_storage_cannot_be_read(run: Folder) -> None:
+    name = save(run, 1)
+    file_of(run, name, "state.pt").unlink()
+    file_of(run, name, "state.pt").mkdir()
+    with pytest.raises(OSError, match="is a directory"):
+        checkpoint.read(run, name)
+    assert checkpoint.peek_newest(run) == {}
+
+
 def test_run_without_an_intact_checkpoint_has_none(run: Folder) -> None:
     assert checkpoint.read_newest(run) is None
     file_of(run, save(run, 1), "manifest.json").unlink()
