@@ -88,7 +88,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     hosts.add_argument("--faults", type=int, default=1, help="faults in each round; default: %(default)s")
     hosts.add_argument("--phases", nargs="+", choices=kinds.PHASES, default=kinds.PHASES, help="when faults come")
     hosts.add_argument(
-        "--limit-seconds", type=float, default=300, help="until the fault, and after it; default: %(default)s"
+        "--limit-seconds",
+        type=float,
+        default=300,
+        help="until the fault, and after it, 300 more with clocks; default: %(default)s",
     )
     hosts.add_argument("--logs", type=Path, help="folder for the output of each round; default: kept if one fails")
 

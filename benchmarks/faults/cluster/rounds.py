@@ -25,6 +25,8 @@ from vgg_ddp.run.storage import Folder
 FLAGS = ("--collective-timeout-seconds", 10, "--max-failures", 10)
 # moto and the proxy would spend most of the time on checkpoints.
 S3_FLAGS = ("--checkpoint-every-seconds", 3)
+# Boost's timers, which Ray uses, may stop for so long after the clock has gone back and forth.
+SECONDS_OF_STALLED_TIMERS = 300
 IMAGES = {"train": 240, "test": 400}
 OF_OTHER_CLUSTERS = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 BUCKET = "chaos"
@@ -97,8 +99,10 @@ class Rounds:
         if plan.on_s3 not in self._references:
             stage = self._stage(plan.on_s3, logs / f"undisturbed{'-s3' * plan.on_s3}.log")
             self._references[plan.on_s3] = train_undisturbed(stage)
-        log = logs / f"{plan.seed}.log"
-        return play(self._stage(plan.on_s3, log), plan, self._references[plan.on_s3])
+        stage = self._stage(plan.on_s3, logs / f"{plan.seed}.log")
+        if plan.with_clocks:
+            stage.limit_seconds += SECONDS_OF_STALLED_TIMERS
+        return play(stage, plan, self._references[plan.on_s3])
 
     def start_afresh(self) -> None:
         """Start the cluster again before the next round, whatever is left of the last one."""

@@ -9,6 +9,7 @@ from benchmarks.faults.cluster.hosts import SHARED_BYTES, Host, run, wait_until
 from benchmarks.faults.cluster.processes import send
 from benchmarks.faults.cluster.s3_proxy import OUTDATED, Chooser, Fault
 from benchmarks.faults.cluster.scene import NotInjected, Scene, checkpoints
+from vgg_ddp.run.files import MODEL_FILE
 from vgg_ddp.run.storage import MANIFEST_FILE, STATE_FILE
 
 SECONDS_TO_REMOUNT, SECONDS_TO_END = 10, 90
@@ -87,6 +88,8 @@ def damage_checkpoint(truncate: bool) -> Callable[[Scene], None]:
     def inject(scene: Scene) -> None:
         def damage() -> None:
             scene.cluster.wait_until_clean(SECONDS_TO_END)
+            if scene.run.exists(MODEL_FILE):
+                raise NotInjected("the run had finished before its processes ended")
             names = checkpoints(scene.run)
             if not names:
                 raise NotInjected("there was no checkpoint to damage")
