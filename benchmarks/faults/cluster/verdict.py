@@ -8,8 +8,9 @@ from benchmarks.faults.cluster.kinds import EXIT_CODES, SAVES, Plan
 
 # The last two are Ray's, which ends the process of the driver when the head dies.
 REASONS = ("error: ", "--resume ", "nothing to resume", "Failed to connect to GCS", "the local Raylet is dead")
-# Lines at the end of the output that should contain the reason.
-LAST_LINES = 15
+# Lines at the end of the output that should contain the reason. Ray's report of a dead raylet does not count: it ends
+# with the raylet's last lines, and may come late.
+LAST_LINES, RAYLET_REPORT = 15, ("(raylet) ", "    [")
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 RESUMED, ALREADY_FINISHED = r"Resumed at step (\d+)", "already finished"
 RESTARTED, FINISHED = r"restart \d+ of at most", "\nFinished "
@@ -35,8 +36,8 @@ def problems_of_end(plan: Plan, code: int, output: str, is_undisturbed: bool) ->
     may_be_silent = (code in KILLED and plan.may_kill_driver) or (code < 0 and code in allowed)
     if not code or may_be_silent:
         return []
-    lines = output.splitlines()[-LAST_LINES:]
-    if any(reason in line for line in lines for reason in REASONS):
+    lines = [line for line in output.splitlines() if not line.startswith(RAYLET_REPORT)]
+    if any(reason in line for line in lines[-LAST_LINES:] for reason in REASONS):
         return []
     return [f"the command ended with {code} without saying why"]
 

@@ -97,6 +97,9 @@ def test_only_a_killed_command_may_be_silent() -> None:
     silent = ["the command ended with 1 without saying why"]
     assert problems_of_end(plan_of("freeze driver"), 1, "Traceback", False) == silent
     assert not problems_of_end(plan_of("freeze driver"), 1, "error: the disk is full", False)
+    dump = "(raylet) Raylet is terminated. Last 20 lines of the Raylet logs:\n" + "    [state-dump] 0\n" * 20
+    assert not problems_of_end(plan_of("kill raylet"), 1, f"error: the controller died\n{dump}", False)
+    assert problems_of_end(plan_of("kill raylet"), 1, dump, False) == silent
     assert problems_of_end(plan_of("kill worker"), 1, "error: no", True) == [
         "the command ended with 1, although no fault hit it"
     ]
