@@ -86,9 +86,9 @@ def agree_on_start(job: Job, device: torch.device) -> Start:
     Raises:
         TakenOverError: on all ranks, if another command has taken the run over.
     """
-    assert job.run is not None
     read: dict[str, checkpoint.State] = {}
-    if dist.is_initialized() and dist.get_rank() > 0:
+    # Under torchrun, only rank 0 knows the run.
+    if job.run and dist.is_initialized() and dist.get_rank() > 0:
         # While rank 0 reads it, too, rather than afterwards.
         read |= checkpoint.peek_newest(job.run)
     start = from_rank_zero(lambda: _decide_start(job, device, read))
