@@ -11,9 +11,12 @@ import pytest
 from benchmarks.faults.cluster.rounds import missing_requirement
 from support.command import PATIENCE, ROOT
 
-# With these seeds, the faults are brief, and the killed raylet is not the head's, without which the command would end.
+# With these seeds, the faults are brief, and hit these hosts; without the head's node, the command would end.
 KINDS = ("kill raylet", "partition, outgoing", "damaged checkpoint", "full disk")
 FIRST_SEED = 428
+EXPECTED_HOSTS = (["host1"], ["host1"], ["host0"], [])
+# The driver is killed before its checkpoint is damaged, and then resumed.
+EXPECTED_EXIT_CODES = ([0], [0], [-9, 0], [0])
 SECONDS_TO_CLEAN_UP = 120
 
 
@@ -36,4 +39,8 @@ def test_runs_on_hosts_survive_faults_with_the_same_weights(tmp_path: Path) -> N
             chaos.wait(SECONDS_TO_CLEAN_UP)
     assert exit_code == 0, log.read_text()
     rounds = json.loads((tmp_path / "rounds.json").read_text())["rounds"]
-    assert [(result["faults"], result["verdict"]) for result in rounds] == [(kind, "passed") for kind in KINDS]
+    # After the host, the notes name the damaged file.
+    assert [(result["faults"], result["notes"][:1], result["exit_codes"], result["verdict"]) for result in rounds] == [
+        (kind, hosts, codes, "passed")
+        for kind, hosts, codes in zip(KINDS, EXPECTED_HOSTS, EXPECTED_EXIT_CODES, strict=True)
+    ]

@@ -63,7 +63,7 @@ def problems_of_steps(plan: Plan, resumed: Sequence[int], complete: Sequence[int
     `complete` are the steps of the checkpoints that were complete when the fault came, in order; `reached` is the step
     of the run at that time.
     """
-    is_damaged = any(name in str(plan) for name in ("damaged", "truncated", "old listings"))
+    is_damaged = plan.has_old_listings or any(name in str(plan) for name in ("damaged", "truncated"))
     kept = complete[:-1] if is_damaged else complete
     first = min(resumed)
     if kept and first < kept[-1]:
