@@ -45,6 +45,10 @@ from vgg_ddp.run.files import read_metrics
 from vgg_ddp.run.storage import Folder
 
 SECONDS_BETWEEN_SAMPLES = 10.0
+# What Ray's control store (GCS) remembers of what has ended: by default 100,000 actors, processes and tasks, and 1,000
+# nodes. In hours, it would not reach these limits, and what it remembers would look like a leak.
+HISTORY = tuple(f"RAY_maximum_gcs_{kind}_cached_count" for kind in ("destroyed_actor", "dead_worker", "dead_node"))
+HISTORY += ("RAY_task_events_max_num_task_in_gcs",)
 # After the first step, samples count only once the caches of a new worker are warm.
 SECONDS_TO_SETTLE = 5.0
 
@@ -164,9 +168,13 @@ def main() -> int:
     parser.add_argument("--fault-every", type=float, default=60, help="seconds; default: %(default)s")
     parser.add_argument("--warm-up", type=float, help="minutes; default: a tenth of --minutes")
     parser.add_argument("--seed", type=int, default=0, help="of the faults; default: %(default)s")
+    parser.add_argument(
+        "--history", type=int, default=50, help="ended actors, nodes and tasks that GCS remembers; default: %(default)s"
+    )
     options = parser.parse_args()
     warm_up = options.minutes / 10 if options.warm_up is None else options.warm_up
     os.environ |= {MARK: uuid.uuid4().hex, **KEEP_MARK, "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= dict.fromkeys(HISTORY, str(options.history))
     end_on_signals()
     record = Record()
     try:
@@ -200,6 +208,7 @@ def report(record: Record, warm_up_minutes: float, options: Namespace) -> int:
     print("", *problems, sep="\n")
     print(f"{len(record.faults)} faults; problems: {len(problems)}; growing: {', '.join(growing) or 'nothing'}")
     results: dict[str, Any] = {"minutes": options.minutes, "fault_every": options.fault_every, "seed": options.seed}
+    results["history"] = options.history
     results |= {"problems": problems, "faults": [vars(fault) for fault in record.faults]}
     results |= {"growth": [vars(growth) | {"verdict": growth.verdict} for growth in found]}
     write_json(options.json, results | {"samples": [vars(sample) for sample in record.taken]})
