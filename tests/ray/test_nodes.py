@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -38,13 +39,23 @@ def checkpoint_steps(run: Path) -> set[int]:
     return {int(path.parent.name.split("_")[1]) for path in run.glob("checkpoint_*/manifest.json")}
 
 
-def test_run_saves_when_a_node_drains_and_resumes_from_that_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
+def resumed_steps(log: Path) -> list[int]:
+    return [int(step) for step in re.findall(r"Resumed at step (\d+)", log.read_text())]
+
+
+def own_workers() -> list[psutil.Process]:
+    """The training workers on this test's nodes, which this process has started."""
+    workers = psutil.process_iter(["cmdline"])
+    workers = (process for process in workers if "ray::RayTrainWorker" in "".join(process.info["cmdline"] or ()))
+    return [process for process in workers if psutil.Process() in process.parents()]
+
+
+def test_run_resumes_after_a_node_drains_and_after_a_worker_freezes(cluster: Cluster, tmp_path: Path) -> None:
     _, leaving = (cluster.add_node(num_cpus=1) for _ in range(2))
     # 2,500 steps take less time than the interval between checkpoints, so the only one comes from the preemption.
-    # --max-failures 0: a preemption does not count as a failure.
     flags = ["--address", cluster.address, "--num-workers", 2, "--data", "sample", "--batch-size", 2, "--epochs", 1]
-    flags += ["--recipe", "classic", "--precision", "fp32", "--max-failures", 0]
-    flags += ["--run-name", "run", "--storage-path", tmp_path]
+    flags += ["--recipe", "classic", "--precision", "fp32", "--max-failures", 1]
+    flags += ["--run-name", "run", "--storage-path", tmp_path, "--collective-timeout-seconds", 10]
     log, run = tmp_path / "log", tmp_path / "run"
     with started(tmp_path, main_command(*flags), log, **CLUSTER_SETTINGS) as process:
         wait_until(lambda: (run / "startup.json").exists() or process.poll() is not None)
@@ -55,12 +66,17 @@ def test_run_saves_when_a_node_drains_and_resumes_from_that_checkpoint(cluster: 
         cluster.add_node(num_cpus=1)
         time.sleep(DRAIN_SECONDS)
         cluster.remove_node(leaving, allow_graceful=False)
-        wait_until(lambda: "Resumed at step" in log.read_text() or process.poll() is not None)
+        wait_until(lambda: bool(resumed_steps(log)) or process.poll() is not None)
+        # A preemption does not count as a failure.
+        assert "restart 1" not in log.read_text()
+        own_workers()[0].suspend()
+        wait_until(lambda: len(resumed_steps(log)) == 2 or process.poll() is not None)
         process.terminate()
         assert process.wait(PATIENCE) == 143, log.read_text()
-    resumed = re.search(r"Resumed at step (\d+)", log.read_text())
-    assert resumed, log.read_text()
-    assert int(resumed[1]) == saved > 0
+    assert resumed_steps(log) == [saved, saved] and saved > 0, log.read_text()
+    # Ray's own default is 30 seconds.
+    assert "shutdown timed out after 5 seconds" in log.read_text()
+    assert "restart 1 of at most 1" in log.read_text()
     assert "DeprecationWarning" not in log.read_text()
 
 

@@ -17,8 +17,6 @@ LOCAL, AUTO, INITIALIZED = "local", "auto", "initialized"
 DEFAULTS = {
     # How often the controller checks whether a worker died or all have finished; 2 s by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-    # How long a restart waits for a frozen worker to leave its process group; 30 s by default.
-    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
     # Lists runs in the dashboard of a long-lived cluster: /api/train/v2/runs/v1.
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",
     **ray_variables.FREQUENT_PREEMPTION_CHECKS,
