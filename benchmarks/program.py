@@ -49,14 +49,18 @@ class Trained:
 
 
 def end_on_signals() -> None:
-    """Let SIGTERM and SIGHUP end this program as Ctrl-C does: with its cleanup.
+    """Let Ctrl-C, SIGTERM and SIGHUP end this program with its cleanup, and with the shell's exit codes: 130, 143, 129.
 
     Under `nohup`, SIGHUP has no effect, as before, but the programs that this one starts do not inherit that; nor that
     SIGINT is ignored, as in the background of a shell.
     """
     survives_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, end)
     if survives_hangup:
         signal.signal(signal.SIGHUP, lambda *_: None)
 

@@ -91,7 +91,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--limit-seconds",
         type=float,
         default=300,
-        help="until the fault, and after it, 300 more with clocks; default: %(default)s",
+        help="time limit before the fault, and again after it; 300 s more with clock faults; default: %(default)s",
     )
     hosts.add_argument("--logs", type=Path, help="folder for the output of each round; default: kept if one fails")
 

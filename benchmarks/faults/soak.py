@@ -46,7 +46,7 @@ from vgg_ddp.run.storage import Folder
 
 SECONDS_BETWEEN_SAMPLES = 10.0
 # What Ray's control store (GCS) remembers of what has ended: by default 100,000 actors, processes and tasks, and 1,000
-# nodes. In hours, it would not reach these limits, and what it remembers would look like a leak.
+# nodes. A run of a few hours never reaches these limits, so the history would look like a leak.
 HISTORY = tuple(f"RAY_maximum_gcs_{kind}_cached_count" for kind in ("destroyed_actor", "dead_worker", "dead_node"))
 HISTORY += ("RAY_task_events_max_num_task_in_gcs",)
 # After the first step, samples count only once the caches of a new worker are warm.
@@ -169,7 +169,10 @@ def main() -> int:
     parser.add_argument("--warm-up", type=float, help="minutes; default: a tenth of --minutes")
     parser.add_argument("--seed", type=int, default=0, help="of the faults; default: %(default)s")
     parser.add_argument(
-        "--history", type=int, default=50, help="ended actors, nodes and tasks that GCS remembers; default: %(default)s"
+        "--history",
+        type=int,
+        default=50,
+        help="how many dead actors, processes and nodes, and how many tasks, GCS remembers; default: %(default)s",
     )
     options = parser.parse_args()
     warm_up = options.minutes / 10 if options.warm_up is None else options.warm_up

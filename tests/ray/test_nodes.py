@@ -19,7 +19,11 @@ DRAIN_SECONDS = 10
 
 
 @pytest.fixture
-def cluster(private_home: Path) -> Iterator[Cluster]:  # noqa: ARG001 - Ray must start in the private home
+def cluster(
+    private_home: Path,  # noqa: ARG001 - Ray must start in the private home
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Cluster]:
+    monkeypatch.delenv("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", raising=False)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": free_port()})
     yield cluster
     cluster.shutdown()

@@ -1,8 +1,9 @@
 /* A host's clock that can be set: preloaded into a process, it adds an offset to the time of day.
  *
- * The offset is an int64 of seconds in the file $CLOCK_OFFSET_FILE, which is mapped, so that a change counts at once.
- * Monotonic clocks and the times of files do not change. Deadlines that were computed from the changed time of day are
- * changed back before the kernel gets them.
+ * The offset is an int64 of seconds in the file $CLOCK_OFFSET_FILE, which is mapped, so that a change counts at once,
+ * except for waits that have begun: the kernel would wake those for a deadline that a clock set forward has passed.
+ * Monotonic clocks, the times of files, and system calls without the C library do not change. Deadlines that were
+ * computed from the changed time of day are changed back before the kernel gets them.
  *
  *     cc -shared -fPIC -O2 -o libclock.so clock.c
  */

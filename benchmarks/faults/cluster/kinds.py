@@ -13,12 +13,13 @@ PHASES = ("start", "training", "evaluation", "save", "end")
 # Shorter and longer than the timeouts of the run and of Ray; on S3, also longer than a run's lease of 30 s.
 BRIEF_SECONDS, LONG_SECONDS, LONG_SECONDS_ON_S3 = 4.0, 25.0, 40.0
 # After these, the command may have been killed with SIGKILL, and cannot say why.
-DRIVER_DIES = ("kill driver", "damaged checkpoint", "truncated checkpoint", "freeze driver")
+DAMAGED = ("damaged checkpoint", "truncated checkpoint")
+DRIVER_DIES = ("kill driver", *DAMAGED, "freeze driver")
 # The exit codes of the command after signals to it. The first two save a checkpoint.
 EXIT_CODES = {"SIGTERM to driver": 143, "SIGHUP to driver": 129, "Ctrl-C to driver": 130}
 SAVES = ("SIGTERM to driver", "SIGHUP to driver")
 # Of several faults, these come last: after them, the command ends, and nothing is left for the others to hit.
-ENDS_COMMAND = (*EXIT_CODES, "kill driver", "damaged checkpoint", "truncated checkpoint", "kill controller")
+ENDS_COMMAND = (*EXIT_CODES, "kill driver", *DAMAGED, "kill controller")
 OLD_LISTINGS = "S3 returns old listings"
 SIGNALS = {
     "kill": signal.SIGKILL,
@@ -108,6 +109,11 @@ class Plan:
     @property
     def has_old_listings(self) -> bool:
         return any(kind.name == OLD_LISTINGS for kind in self.kinds)
+
+    @property
+    def may_lose_checkpoint(self) -> bool:
+        """Whether the newest checkpoint may be damaged, or not be found."""
+        return self.has_old_listings or any(kind.name in DAMAGED for kind in self.kinds)
 
     @property
     def may_kill_driver(self) -> bool:

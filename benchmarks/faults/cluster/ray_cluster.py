@@ -11,6 +11,7 @@ from benchmarks.program import MAIN
 
 PORT = 6379
 SECONDS_TO_START, SECONDS_TO_JOIN = 90, 90
+ATTEMPTS = 3
 OBJECT_STORE_BYTES = 200 * 2**20
 RAY = Path(sys.executable).with_name("ray")
 # Ray finds dead nodes within 12 s, and its processes give up a dead head after 10 s, instead of a minute each.
@@ -77,15 +78,15 @@ class RayCluster:
         own = {"HOME": str(host.folder), "RAY_TMPDIR": str(self.network.base / "ray")}
         return SETTINGS | own | self.environment | self.extra.get(host.name, {})
 
-    def start(self, attempts: int = 3) -> None:
+    def start(self) -> None:
         """End whatever runs on the hosts, and start Ray on all of them.
 
-        Tries several times: `ray start` gives up after 30 s, which a busy machine may need.
+        Retries, because `ray start` gives up after 30 s, which is not always enough on a busy machine.
 
         Raises:
             RuntimeError: if the last attempt fails.
         """
-        for left in reversed(range(attempts)):
+        for attempt in range(1, ATTEMPTS + 1):
             try:
                 for host in self.hosts:
                     host.kill_everything()
@@ -94,7 +95,7 @@ class RayCluster:
                 self.wait_for_nodes()
                 return
             except RuntimeError:
-                if not left:
+                if attempt == ATTEMPTS:
                     raise
 
     def start_node(self, host: Host) -> None:
@@ -158,7 +159,7 @@ class RayCluster:
     def wait_until_clean(self, limit_seconds: float, may_idle: bool = False) -> list[str]:
         """The processes that remain after the time limit.
 
-        With `may_idle`, without the idle ones of Ray: it ends them by the time of day, so later if the clock goes back.
+        `may_idle` ignores Ray's idle processes: Ray ends them by the time of day, so late after a clock is set back.
         """
 
         def remaining() -> list[str]:

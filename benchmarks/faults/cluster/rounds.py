@@ -25,7 +25,7 @@ from vgg_ddp.run.storage import Folder
 FLAGS = ("--collective-timeout-seconds", 10, "--max-failures", 10)
 # moto and the proxy would spend most of the time on checkpoints.
 S3_FLAGS = ("--checkpoint-every-seconds", 3)
-# Boost's timers, which Ray uses, may stop for so long after the clock has gone back and forth.
+# Boost's timers, which Ray uses, can stall for this long after the clock is set back and then forward.
 SECONDS_OF_STALLED_TIMERS = 300
 IMAGES = {"train": 240, "test": 400}
 OF_OTHER_CLUSTERS = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -78,7 +78,7 @@ def s3(address: str) -> Iterator[tuple[FaultProxy, str, str]]:
 
 
 class Rounds:
-    """Plays plans on one cluster, which is started again when its head is dead or its clocks have to change."""
+    """Plays plans on one cluster, which is started again when its head is dead, and before and after clock faults."""
 
     def __init__(self, network: hosts.Network, head_cpus: int, flags: list[object], limit_seconds: float) -> None:
         self._cluster = RayCluster(network, head_cpus)
@@ -86,7 +86,7 @@ class Rounds:
         self._s3: tuple[FaultProxy, str] | None = None
         self._resources = ExitStack()
         self._references: dict[bool, Reference] = {}
-        self._with_clocks: bool | None = None
+        self._is_ready = False
 
     def __enter__(self) -> "Rounds":
         return self
@@ -106,7 +106,7 @@ class Rounds:
 
     def start_afresh(self) -> None:
         """Start the cluster again before the next round, whatever is left of the last one."""
-        self._with_clocks = None
+        self._is_ready = False
 
     def _prepare(self, on_s3: bool, with_clocks: bool) -> None:
         """Bring the cluster, with or without clocks that can be set, to all of its nodes."""
@@ -117,13 +117,14 @@ class Rounds:
             self._s3 = proxy, endpoint
             cluster.environment = AWS | {"AWS_ENDPOINT_URL": endpoint}
             # Its processes have been started without the credentials.
-            self._with_clocks = None
-        if with_clocks == self._with_clocks:
+            self._is_ready = False
+        if self._is_ready and not with_clocks:
             cluster.restore()
             return
         cluster.extra = {host.name: clock.environment(host.folder) for host in cluster.hosts if with_clocks}
         cluster.start()
-        self._with_clocks = with_clocks
+        # Clocks that were set need a cluster of their own.
+        self._is_ready = not with_clocks
 
     def _stage(self, on_s3: bool, log: Path) -> Stage:
         """A stage with empty storage."""
@@ -156,7 +157,7 @@ def run_rounds(
                 result = ClusterRound(plan.seed, str(plan), plan.phase, "", plan.seconds)
                 where = traceback.extract_tb(error.__traceback__)[-1]
                 result.problems.append(f"the round itself failed: {error!r} ({where.filename}:{where.lineno})")
-            if result.verdict == "FAILED" or plan.with_clocks:
+            if result.verdict == "FAILED":
                 stage.start_afresh()
             result.total_seconds = time.monotonic() - started
             print_round(result)

@@ -87,7 +87,8 @@ def damage_checkpoint(truncate: bool) -> Callable[[Scene], None]:
 
     def inject(scene: Scene) -> None:
         def damage() -> None:
-            scene.cluster.wait_until_clean(SECONDS_TO_END)
+            if remaining := scene.cluster.wait_until_clean(SECONDS_TO_END, may_idle=True):
+                raise NotInjected(f"processes of the run remained: {remaining}")
             if scene.run.exists(MODEL_FILE):
                 raise NotInjected("the run had finished before its processes ended")
             names = checkpoints(scene.run)

@@ -19,9 +19,6 @@ from vgg_ddp.machine.gpus import VISIBLE, find_gpus
 logger = logging.getLogger(__name__)
 
 DATASETS = ("ray.train.v2._internal.callbacks.datasets", "DatasetsCallback")
-# How long a restart waits for a frozen worker to leave its process group, in seconds; 30 by default. Ray's controller
-# reads this variable, but does not get it from the driver.
-SHUTDOWN_TIMEOUT = {"TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5"}
 CLEANER = ("ray.train.v2._internal.callbacks.placement_group_callback", "PlacementGroupCleanerCallback")
 
 
@@ -85,7 +82,7 @@ def torch_config(timeout_seconds: int) -> TorchConfig:
 
 
 class TolerantBackend(getattr(TorchConfig(), "backend_cls", object)):  # type: ignore[misc]
-    """Ray's process group, which tolerates workers that have no usable GPU, were killed for their memory use, or froze.
+    """Ray's process group, which tolerates workers that have no usable GPU, or that were killed for their memory use.
 
     torch's store listens only on the address that the workers connect to.
 
@@ -105,8 +102,9 @@ class TolerantBackend(getattr(TorchConfig(), "backend_cls", object)):  # type: i
         super().on_start(worker_group, backend_config)
 
     def on_shutdown(self, *arguments: Any, **options: Any) -> None:
-        for name, value in SHUTDOWN_TIMEOUT.items():
-            os.environ.setdefault(name, value)
+        # How long a restart waits for a frozen worker; 30 s by default. Ray does not pass this variable from the driver
+        # to the controller.
+        os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "5")
         try:
             super().on_shutdown(*arguments, **options)
         except RayError as error:

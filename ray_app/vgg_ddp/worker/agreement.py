@@ -89,7 +89,7 @@ def agree_on_start(job: Job, device: torch.device) -> Start:
     read: dict[str, checkpoint.State] = {}
     # Under torchrun, only rank 0 knows the run.
     if job.run and dist.is_initialized() and dist.get_rank() > 0:
-        # While rank 0 reads it, too, rather than afterwards.
+        # Read it while rank 0 does, not afterwards.
         read |= checkpoint.peek_newest(job.run)
     start = from_rank_zero(lambda: _decide_start(job, device, read))
     if isinstance(start, LeaseLostError):

@@ -116,6 +116,8 @@ def test_all_resumptions_count() -> None:
     assert resumed_steps(["", "Run chaos is already finished: there is nothing to train."]) == []
     assert resumed_steps(["restart 1 of at most 10\nepoch 1/3\n\nFinished chaos"]) == [0]
     assert resumed_steps(["restart 1 of at most 10\nResumed at step 20\n\nFinished chaos"]) == [20]
+    # The line of another host may come late.
+    assert resumed_steps(["Resumed at step 20\nrestart 1 of at most 10\n\nFinished chaos"]) == [20]
     # Its workers failed before they resumed.
     assert resumed_steps(["restart 1 of at most 1\nerror: training failed"]) == []
 

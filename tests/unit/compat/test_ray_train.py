@@ -1,6 +1,7 @@
 """Ray's trainer without unused actors, and the fallback to its normal behavior if its private modules have moved."""
 
 import importlib
+import os
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -64,7 +65,10 @@ def test_backend_tolerates_workers_killed_for_memory_or_falls_back(
     assert torch_config(30).backend_cls is TolerantBackend and torch_config(30).timeout_s == 30
     assert not caplog.records
     monkeypatch.setattr(TorchConfig().backend_cls, "on_shutdown", fail)
+    # The backend does not change what the user has set.
+    monkeypatch.setenv("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "7")
     TolerantBackend().on_shutdown(None, None)
+    assert os.environ["TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S"] == "7"
     monkeypatch.setattr(TorchConfig, "backend_cls", None)
     assert type(ray_train.torch_config(30)) is TorchConfig
     assert len(caplog.records) == 1

@@ -1,4 +1,4 @@
-"""Workers run the driver's code."""
+"""Workers run the driver's code, and agree on how the run starts."""
 
 import logging
 import shutil
@@ -6,10 +6,39 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from vgg_ddp.job import RefusedError
+from support.ranks import run_ranks
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.job import Job, RefusedError
 from vgg_ddp.machine.code import PACKAGE, Code, code_digest
-from vgg_ddp.worker.agreement import require_same_code
+from vgg_ddp.run import checkpoint
+from vgg_ddp.run.storage import Folder
+from vgg_ddp.worker.agreement import agree_on_start, require_same_code
+
+
+def record_start(rank: int, folder: Path) -> None:
+    """Agree on the start as under Ray, then as under torchrun, where only rank 0 knows the run; write it to a file."""
+    run, config = Folder.at(str(folder / "run")), TrainConfig()
+    for launcher, known in (("ray", True), ("torchrun", rank == 0)):
+        job = Job(config, None, run if known else None, use_gpu=False, is_local=False)  # type: ignore[arg-type]
+        start = agree_on_start(job, torch.device("cpu"))
+        step = start.state["step"] if start.state else None
+        (folder / f"{launcher}{rank}").write_text(f"{start.run.path} {start.newest} {start.precision} {step}")
+
+
+def test_all_workers_read_the_newest_intact_checkpoint_when_they_agree_on_it(tmp_path: Path) -> None:
+    run = Folder.at(str(tmp_path / "run"))
+    whole, damaged = checkpoint.new_name(3), checkpoint.new_name(4)
+    for step, name in ((3, whole), (4, damaged)):
+        checkpoint.write(run, name, {"step": step, "precision": "fp32"})
+    Path((run / damaged / "state.pt").path).write_bytes(b"cut")
+    run_ranks(2, record_start, tmp_path)
+    starts = {name: (tmp_path / name).read_text() for name in ("ray0", "ray1", "torchrun0", "torchrun1")}
+    read, unread = (f"{run.path} {whole} fp32 {step}" for step in (3, None))
+    # Under torchrun, the other ranks read it afterwards.
+    assert starts == {"ray0": read, "ray1": read, "torchrun0": read, "torchrun1": unread}
+    assert run.names() == [whole]
 
 
 def test_digest_depends_on_names_and_content_of_python_files_only(tmp_path: Path) -> None:
