@@ -12,8 +12,9 @@ from benchmarks.faults.cluster.scene import Scene
 PHASES = ("start", "training", "evaluation", "save", "end")
 # Shorter and longer than the timeouts of the run and of Ray; on S3, also longer than a run's lease of 30 s.
 BRIEF_SECONDS, LONG_SECONDS, LONG_SECONDS_ON_S3 = 4.0, 25.0, 40.0
-# After these, the command may have been killed with SIGKILL, and cannot say why.
+# These kill the driver before they change its newest checkpoint.
 DAMAGED = ("damaged checkpoint", "truncated checkpoint")
+# After these, the command may have been killed with SIGKILL, and cannot say why.
 DRIVER_DIES = ("kill driver", *DAMAGED, "freeze driver")
 # The exit codes of the command after signals to it. The first two save a checkpoint.
 EXIT_CODES = {"SIGTERM to driver": 143, "SIGHUP to driver": 129, "Ctrl-C to driver": 130}
