@@ -21,6 +21,7 @@ EXPECTED_EXIT_CODES = ([0], [0], [-9, 0], [0])
 SECONDS_TO_CLEAN_UP = 120
 
 
+@pytest.mark.alone
 @pytest.mark.e2e
 @pytest.mark.timeout(4 * PATIENCE)
 def test_runs_on_hosts_survive_faults_with_the_same_weights(tmp_path: Path) -> None:

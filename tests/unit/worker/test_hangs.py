@@ -67,7 +67,10 @@ def train(rank: int, faults: dict[int, str], port: int, folder: Path) -> None:
 
 def run(faults: dict[int, str], folder: Path, expected: int) -> tuple[list[str], float]:
     """How the first `expected` of three ranks end, one line per rank, and after how many seconds; kill the others."""
-    context, port = multiprocessing.get_context("fork"), free_port()
+    # Forked from a process without other threads: a fork of this one could wait forever for a lock of such a thread.
+    context, port = multiprocessing.get_context("forkserver"), free_port()
+    # The server imports torch once, for all ranks of all tests.
+    context.set_forkserver_preload(["torch.distributed"])
     ranks = [context.Process(target=train, args=(rank, faults, port, folder)) for rank in range(3)]
     started = time.monotonic()
     for process in ranks:
