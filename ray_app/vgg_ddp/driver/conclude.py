@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vgg_ddp.flags import BAD_INPUT, UsageError
 from vgg_ddp.job import Outcome
 from vgg_ddp.machine import torchrun
+from vgg_ddp.observe.tensorboard import EventFile
 from vgg_ddp.result import Ended, RunResult
 from vgg_ddp.run.curves import write_curves
 from vgg_ddp.run.files import CURVES_FILE, METRICS_FILE, MODEL_FILE, PROGRESS_FILE, Row, read_metrics
@@ -77,8 +78,10 @@ def _complete(run: Run, rows: list[Row]) -> None:
     """
     if run.folder.exists(PROGRESS_FILE) or not run.folder.exists(CURVES_FILE):
         with locked(run) as held:
-            held.folder.delete(PROGRESS_FILE)
+            with noted("TensorBoard's event file cannot be written"):
+                EventFile(held.folder).write(rows)
             _draw_curves(held, rows)
+            held.folder.delete(PROGRESS_FILE)
 
 
 def exit_code(result: RunResult) -> int:

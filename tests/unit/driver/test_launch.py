@@ -16,6 +16,7 @@ from vgg_ddp.driver import launch as launching
 from vgg_ddp.driver.attempt import with_batch_size
 from vgg_ddp.driver.launch import launch
 from vgg_ddp.flags import UsageError
+from vgg_ddp.observe.tensorboard import EVENTS_FILE, EventFile
 from vgg_ddp.run.curves import write_curves
 from vgg_ddp.run.files import MODEL_FILE, Row, write_config, write_metrics, write_progress
 from vgg_ddp.run.runs import Run, require_writable
@@ -91,8 +92,9 @@ def test_finished_run_is_not_trained_again(
     write_config(run, config.to_dict())
     write_metrics(run, make_rows(2))
     run.write("model.safetensors", b"")
+    EventFile(run).write(make_rows(2))
     write_curves(run, make_rows(2), "run")
-    files = run.names()
+    files, events = run.names(), run.read(EVENTS_FILE)
     result = launch(config, arguments, 0.0)
     assert (result.ended, result.rows, result.model) == ("finished", make_rows(2), f"{run.path}/model.safetensors")
     printed = capsys.readouterr().out
@@ -100,13 +102,14 @@ def test_finished_run_is_not_trained_again(
     assert f"test accuracy      {make_rows(2)[1]['test_accuracy']:.2%}" in printed
     assert run.names() == files
 
-    # What a command leaves that is killed once the model is written.
+    # What a command leaves if it is killed shortly before its workers finish: it may have seen only one of the epochs.
+    EventFile(run).write(make_rows(1))
     run.delete("curves.png")
     write_progress(run, {"step": 20})
     lock = Path(run.path).parent / ".running-run"
     lock.touch()
     launch(config, arguments, 0.0)
-    assert run.names() == files
+    assert (run.names(), run.read(EVENTS_FILE)) == (files, events)
     assert not lock.exists()
 
 
