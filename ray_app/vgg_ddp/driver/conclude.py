@@ -1,8 +1,9 @@
 """Report how a run ended: draw its curves, print the outcome, and build the result."""
 
+import signal
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vgg_ddp.flags import BAD_INPUT, UsageError
 from vgg_ddp.job import Outcome
@@ -15,9 +16,6 @@ from vgg_ddp.run.lock import locked
 from vgg_ddp.run.notes import noted
 from vgg_ddp.run.runs import Run
 from vgg_ddp.run.summary import format_summary
-
-if TYPE_CHECKING:
-    from vgg_ddp.driver.signals import InterruptedRunError
 
 
 def conclude(run: Run, outcome: Outcome | Exception) -> RunResult:
@@ -50,10 +48,10 @@ def of_outcome(run: Run, outcome: Outcome, rows: list[Row]) -> RunResult:
     return _result(run, outcome.kind, rows, message=outcome.message, signal_number=number)
 
 
-def interrupted(run: Run, error: "InterruptedRunError") -> RunResult:
-    """Print that a signal ended the run before its workers did."""
-    print(f"\nStopped by {error}.\n{_how_to_resume(run)}", flush=True)
-    return _result(run, "stopped", _read_rows(run), signal_number=error.signal_number)
+def interrupted(run: Run, signal_number: int) -> RunResult:
+    """Print that a signal ended the command before the run was finished, or before its curves were drawn."""
+    print(f"\nStopped by {signal.Signals(signal_number).name}.\n{_how_to_resume(run)}", flush=True)
+    return _result(run, "stopped", _read_rows(run), signal_number=signal_number)
 
 
 def finished_before(run: Run) -> RunResult:
@@ -123,4 +121,6 @@ def _how_to_resume(run: Run) -> str:
     with suppress(UsageError):
         if not run.was_started():
             return "Training had not started: there is nothing to resume."
+        if run.is_finished():
+            return f"All epochs are done. Complete the run folder with: {run.resume_command()}"
     return f"Resume from the newest checkpoint with: {run.resume_command()}"

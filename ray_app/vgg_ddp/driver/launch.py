@@ -102,7 +102,6 @@ def _find_data(run: Run) -> Source:
 
 def _train_in_this_process(attempt: Attempt) -> RunResult:
     from vgg_ddp.driver.local import choose_device, train_locally
-    from vgg_ddp.driver.signals import InterruptedRunError
 
     run, is_first = attempt.run, torchrun.is_rank_zero()
     use_gpu = choose_device(run.config)
@@ -113,9 +112,9 @@ def _train_in_this_process(attempt: Attempt) -> RunResult:
     with recorded(run) if is_first else nullcontext():
         try:
             outcome = train_locally(replace(attempt, run=run), inputs, use_gpu)
+            return conclude(run, outcome) if is_first else of_outcome(run, outcome, [])
         except KeyboardInterrupt:
             # Only rank 0 reliably knows the name of the run.
             if is_first:
-                return interrupted(run, InterruptedRunError(signal.SIGINT))
-            outcome = Outcome("stopped", signal_number=signal.SIGINT)
-        return conclude(run, outcome) if is_first else of_outcome(run, outcome, [])
+                return interrupted(run, signal.SIGINT)
+            return of_outcome(run, Outcome("stopped", signal_number=signal.SIGINT), [])

@@ -19,7 +19,13 @@ from vgg_ddp.driver.cluster import Placement
 from vgg_ddp.driver.conclude import conclude, interrupted
 from vgg_ddp.driver.launch_failures import printed_launch_failures
 from vgg_ddp.driver.ray_environment import INITIALIZED, LOCAL
-from vgg_ddp.driver.signals import InterruptedRunError, StopFlag, call_interruptibly, interrupt_on_signals
+from vgg_ddp.driver.signals import (
+    InterruptedRunError,
+    StopFlag,
+    call_interruptibly,
+    interrupt_on_signals,
+    signal_of,
+)
 from vgg_ddp.job import Inputs, Job, Outcome
 from vgg_ddp.machine import malloc
 from vgg_ddp.observe.mlflow import recorded
@@ -42,8 +48,8 @@ def train_on_cluster(attempt: Attempt, address: str) -> RunResult:
         # Finishing the MLflow record may take a while: the cluster is released first.
         with ExitStack() as afterwards:
             return _train(attempt, address, afterwards)
-    except InterruptedRunError as error:
-        return interrupted(attempt.run, error)
+    except (InterruptedRunError, KeyboardInterrupt) as error:
+        return interrupted(attempt.run, signal_of(error))
 
 
 def _train(attempt: Attempt, address: str, afterwards: ExitStack) -> RunResult:
@@ -66,8 +72,8 @@ def _train(attempt: Attempt, address: str, afterwards: ExitStack) -> RunResult:
         with Follower(run, phases["command"], attempt.show_bar), _notes_of_the_autoscaler(address):
             outcome = _fit(replace(attempt, run=run), inputs, placement, address)
         return conclude(run, outcome)
-    except InterruptedRunError as error:
-        return interrupted(run, error)
+    except (InterruptedRunError, KeyboardInterrupt) as error:
+        return interrupted(run, signal_of(error))
     finally:
         if address != INITIALIZED:
             ray.shutdown()

@@ -34,6 +34,11 @@ class InterruptedRunError(BaseException):
         self.signal_number = signal_number
 
 
+def signal_of(error: InterruptedRunError | KeyboardInterrupt) -> int:
+    """The signal that raised this error."""
+    return error.signal_number if isinstance(error, InterruptedRunError) else signal.SIGINT
+
+
 def stop_signals() -> tuple[signal.Signals, ...]:
     """The signals that make a run save and stop: SIGTERM and, if this process does not ignore it, SIGHUP.
 

@@ -53,15 +53,13 @@ def classify_images(job: BatchJob) -> int:
         print(line, flush=True)
     # As for training: tasks may decode images for GPUs.
     address = ray_environment.prepare(job.address, streamed=True)
-    from vgg_ddp.driver.signals import InterruptedRunError
+    from vgg_ddp.driver.signals import InterruptedRunError, signal_of
 
     progress = Progress(images)
     try:
         return _classify_on_ray(job, address, model, description, progress, output)
-    except InterruptedRunError as error:
-        return stop(progress, error.signal_number)
-    except KeyboardInterrupt:
-        return stop(progress, signal.SIGINT)
+    except (InterruptedRunError, KeyboardInterrupt) as error:
+        return stop(progress, signal_of(error))
 
 
 def stop(progress: "Progress", signal_number: int) -> int:

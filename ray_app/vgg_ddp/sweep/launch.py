@@ -76,7 +76,7 @@ def _run_on_ray(sweep: Sweep, trials: Trials, table: Table) -> int:
     import ray
 
     from vgg_ddp.driver import cluster
-    from vgg_ddp.driver.signals import InterruptedRunError, interrupt_on_signals
+    from vgg_ddp.driver.signals import InterruptedRunError, interrupt_on_signals, signal_of
     from vgg_ddp.sweep.capacity import trials_at_once
     from vgg_ddp.sweep.progress import Progress
     from vgg_ddp.sweep.tuner import run_trials
@@ -103,15 +103,16 @@ def _run_on_ray(sweep: Sweep, trials: Trials, table: Table) -> int:
             lambda stopping: run_trials(sweep, settings, trials, Progress(trials, table, stopping), at_once),
             sweep.folder,
         )
-    except InterruptedRunError as error:
-        print(f"\nStopped by {error}. Resume with: {sweep.resume_command()}", flush=True)
-        return 128 + error.signal_number
+        return conclude(sweep, trials, table)
+    except (InterruptedRunError, KeyboardInterrupt) as error:
+        number = signal_of(error)
+        print(f"\nStopped by {signal.Signals(number).name}. Resume with: {sweep.resume_command()}", flush=True)
+        return 128 + number
     except LeaseLostError as error:
         print(f"error: {error}.", file=sys.stderr)
         return 1
     finally:
         ray.shutdown()
-    return conclude(sweep, trials, table)
 
 
 def call_until_signal(call: Callable[[threading.Event], object], folder: Folder) -> None:

@@ -7,12 +7,23 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from vgg_ddp.driver import signals
+from vgg_ddp.config import TrainConfig
+from vgg_ddp.driver import cluster, launch, on_cluster, ray_environment, signals
+from vgg_ddp.driver.attempt import Attempt
 from vgg_ddp.driver.signals import InterruptedRunError, call_interruptibly, interrupt_on_signals
+from vgg_ddp.job import Outcome
+from vgg_ddp.result import RunResult
+from vgg_ddp.run.files import MODEL_FILE, Row, write_config, write_metrics
+from vgg_ddp.run.runs import Run
+from vgg_ddp.run.storage import Folder
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -114,3 +125,57 @@ def test_sigterm_raises_during_ray_init() -> None:
     with pytest.raises(InterruptedRunError, match="SIGTERM"):
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
+
+
+@pytest.fixture
+def attempt(run: Folder) -> Attempt:
+    config = TrainConfig(epochs=2, storage_path=str(Path(run.path).parent))
+    loading: Future[Any] = Future()
+    loading.set_result(SimpleNamespace(dataset=SimpleNamespace(num_train=100, num_validation=0)))
+    return Attempt(Run(config, "run", run, exists=True), loading, {}, (), show_bar=False)
+
+
+def press_ctrl_c(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def stopped_while_connecting(attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> RunResult:
+    monkeypatch.setattr(cluster, "connect", press_ctrl_c)
+    return on_cluster.train_on_cluster(attempt, ray_environment.INITIALIZED)
+
+
+def stopped_while_drawing(attempt: Attempt, monkeypatch: pytest.MonkeyPatch) -> RunResult:
+    monkeypatch.setattr("vgg_ddp.driver.local.choose_device", lambda _: False)
+    monkeypatch.setattr("vgg_ddp.driver.local.train_locally", lambda *_: Outcome("finished"))
+    monkeypatch.setattr(launch, "announce", lambda *_: None)
+    monkeypatch.setattr(launch, "conclude", press_ctrl_c)
+    return launch._train_in_this_process(attempt)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "advice"),
+    [
+        (None, "Training had not started: there is nothing to resume."),
+        (1, "Resume from the newest checkpoint with: "),
+        (2, "All epochs are done. Complete the run folder with: "),
+    ],
+)
+def test_ctrl_c_outside_of_training_says_how_to_resume(
+    epochs: int | None,
+    advice: str,
+    attempt: Attempt,
+    make_rows: Callable[[int], list[Row]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = attempt.run
+    if epochs is not None:
+        write_config(run.folder, run.config.to_dict())
+        write_metrics(run.folder, make_rows(epochs))
+    if epochs == run.config.epochs:
+        run.folder.write(MODEL_FILE, b"")
+    command = run.resume_command() if epochs else ""
+    for stop in (stopped_while_connecting, stopped_while_drawing):
+        result = stop(attempt, monkeypatch)
+        assert (result.ended, result.signal_number) == ("stopped", signal.SIGINT)
+        assert capsys.readouterr().out == f"\nStopped by SIGINT.\n{advice}{command}\n"
