@@ -1,0 +1,31 @@
+"""How a sweep ends if it is stopped before its trials run."""
+
+import signal
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from vgg_ddp.driver import cluster, ray_environment, signals
+from vgg_ddp.driver.signals import InterruptedRunError
+from vgg_ddp.sweep import launch
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), InterruptedRunError(signal.SIGTERM)])
+def test_signal_outside_of_the_trials_says_how_to_resume(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ray_environment, "prepare", lambda *_: ray_environment.LOCAL)
+    monkeypatch.setattr(cluster, "connect", stop)
+    # It would replace the handlers of this process.
+    monkeypatch.setattr(signals, "interrupt_on_signals", nullcontext)
+    monkeypatch.setattr(launch, "TUNE_DEFAULTS", {})
+    config = SimpleNamespace(address=None, ingest="memory", verbose=False)
+    sweep = SimpleNamespace(config=config, resume_command=lambda: "python ray_app/tune.py --resume sweep")
+    number = error.signal_number if isinstance(error, InterruptedRunError) else signal.SIGINT
+    assert launch._run_on_ray(sweep, trials=None, table=None) == 128 + number
+    name = signal.Signals(number).name
+    assert capsys.readouterr().out == f"\nStopped by {name}. Resume with: {sweep.resume_command()}\n"
