@@ -112,9 +112,11 @@ def _train_in_this_process(attempt: Attempt) -> RunResult:
     with recorded(run) if is_first else nullcontext():
         try:
             outcome = train_locally(replace(attempt, run=run), inputs, use_gpu)
-            return conclude(run, outcome) if is_first else of_outcome(run, outcome, [])
+            if is_first:
+                return conclude(run, outcome)
         except KeyboardInterrupt:
             # Only rank 0 reliably knows the name of the run.
             if is_first:
                 return interrupted(run, signal.SIGINT)
-            return of_outcome(run, Outcome("stopped", signal_number=signal.SIGINT), [])
+            outcome = Outcome("stopped", signal_number=signal.SIGINT)
+        return of_outcome(run, outcome, [])

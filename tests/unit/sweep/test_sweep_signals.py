@@ -11,9 +11,12 @@ from vgg_ddp.driver.signals import InterruptedRunError
 from vgg_ddp.sweep import launch
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), InterruptedRunError(signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [(KeyboardInterrupt(), signal.SIGINT), (InterruptedRunError(signal.SIGTERM), signal.SIGTERM)],
+)
 def test_signal_outside_of_the_trials_says_how_to_resume(
-    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(*_: object, **__: object) -> None:
         raise error
@@ -25,7 +28,5 @@ def test_signal_outside_of_the_trials_says_how_to_resume(
     monkeypatch.setattr(launch, "TUNE_DEFAULTS", {})
     config = SimpleNamespace(address=None, ingest="memory", verbose=False)
     sweep = SimpleNamespace(config=config, resume_command=lambda: "python ray_app/tune.py --resume sweep")
-    number = error.signal_number if isinstance(error, InterruptedRunError) else signal.SIGINT
     assert launch._run_on_ray(sweep, trials=None, table=None) == 128 + number
-    name = signal.Signals(number).name
-    assert capsys.readouterr().out == f"\nStopped by {name}. Resume with: {sweep.resume_command()}\n"
+    assert capsys.readouterr().out == f"\nStopped by {number.name}. Resume with: {sweep.resume_command()}\n"
